@@ -1,0 +1,116 @@
+"""What a container is asked to be: one frozen value, and the values its fields are made of.
+
+Nothing here touches the system; the text that users write (``256m``, ``./data:/data:ro``) is parsed in
+``crungo.parsing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["ContainerConfig", "Device", "ExecConfig", "Mount", "Ulimit"]
+
+Network = Literal["none", "host"]
+PullPolicy = Literal["missing", "always", "never", "newer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One mount inside the container.
+
+    ``source`` is an absolute path of the host for ``bind`` and empty for ``tmpfs``. ``options`` are mount
+    options of the OCI runtime specification (``ro``, ``rbind``, ``size=64m``, …).
+    """
+
+    type: Literal["bind", "tmpfs"]
+    target: str
+    source: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device node of the host, at ``target`` inside; ``permissions`` is a subset of ``rwm``."""
+
+    source: str
+    target: str
+    permissions: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ulimit:
+    """A resource limit (setrlimit(2)); ``name`` without ``RLIMIT_``, in lower case; -1 is unlimited."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerConfig:
+    """A container to be made. Sizes are in bytes, times in seconds.
+
+    Either ``image`` (a reference) or ``rootfs`` (an absolute path of the host, used as it is) is given.
+    Fields that are ``None`` take the image's value, and after it docker's default.
+    """
+
+    image: str = ""
+    rootfs: str | None = None
+    command: tuple[str, ...] | None = None
+    entrypoint: tuple[str, ...] | None = None  # () clears the image's
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None  # user, uid, user:group, uid:gid
+    group_add: tuple[str, ...] = ()
+    workdir: str | None = None
+    hostname: str | None = None
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    tty: bool = False
+    stdin: bool = False  # -i: keep stdin open; else the program reads /dev/null
+    size: tuple[int, int] | None = None  # columns, rows of the terminal at the start
+
+    network: Network = "none"
+    add_host: tuple[tuple[str, str], ...] = ()  # (name, address or "host-gateway")
+    dns: tuple[str, ...] = ()
+
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    read_only: bool = False
+    shm_size: int = 64 << 20
+
+    memory: int | None = None
+    memory_swap: int | None = None  # memory plus swap; None: the same as memory; -1: unlimited
+    cpus: float | None = None
+    pids_limit: int | None = 2048  # None or -1: unlimited
+    ulimits: tuple[Ulimit, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+    cap_add: tuple[str, ...] = ()  # without CAP_, in upper case; or ALL
+    cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    no_new_privileges: bool = False
+    seccomp: str | None = None  # None: the default profile; "unconfined"; or a profile's JSON text
+
+    init: bool = False
+    stop_signal: int | None = None
+    stop_timeout: float = 10.0
+
+    pull: PullPolicy = "missing"
+    platform: str | None = None  # os/arch[/variant]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecConfig:
+    """A further process in a running container; ``None`` takes the container's own value."""
+
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    workdir: str | None = None
+    tty: bool = False
+    stdin: bool = False
+    size: tuple[int, int] | None = None
+    privileged: bool = False

@@ -1,0 +1,189 @@
+"""The error tree: every failure that crungo raises on purpose is one of these.
+
+This module is a leaf: it imports nothing of crungo, so that every other module may raise from it.
+
+    CrungoError                     the base; never raised itself
+    ├── UsageError                  a value that the caller gave is malformed or contradicts another
+    │   └── InvalidReference        an image reference outside the grammar
+    ├── HostError                   the host lacks what is needed (root, a kernel feature, a controller)
+    ├── RegistryError               a registry answered wrongly, refused, or could not be reached
+    │   ├── AuthenticationError     credentials are missing or were refused
+    │   └── ImageNotFound           the registry has no such repository, tag or digest
+    ├── ImageError                  an image breaks the specification or is for another platform
+    │   ├── DigestMismatch          content is not what its digest or size says
+    │   └── LayerError              a layer archive is malformed, hostile or too large
+    ├── StoreError                  the local store is damaged, locked or full
+    │   ├── ImageNotKnown           no such image in the store
+    │   └── ImageInUse              an image cannot be removed while something uses it
+    ├── ContainerError              a container could not be made or used
+    │   ├── NameInUse               the name belongs to another container
+    │   ├── NoSuchContainer         no container has this name or id
+    │   ├── NotRunning              the container has exited
+    │   ├── CommandNotFound         its program does not exist                    (exit code 127)
+    │   └── CommandNotExecutable    its program exists and cannot be executed     (exit code 126)
+    ├── LibcrunError                libcrun refused: errno, its message, the operation
+    ├── CommandFailed               run(check=True): the program ended with a code other than 0
+    └── SpawnerDied                 the helper process is gone; nothing more can be asked of it
+
+Each carries a message of one line, in the form ``<what failed>: <why>``, and may carry a hint: what
+the reader can do about it. Only the command line prints them and turns them into exit codes.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AuthenticationError",
+    "CommandFailed",
+    "CommandNotExecutable",
+    "CommandNotFound",
+    "ContainerError",
+    "CrungoError",
+    "DigestMismatch",
+    "HostError",
+    "ImageError",
+    "ImageInUse",
+    "ImageNotFound",
+    "ImageNotKnown",
+    "InvalidReference",
+    "LayerError",
+    "LibcrunError",
+    "NameInUse",
+    "NoSuchContainer",
+    "NotRunning",
+    "RegistryError",
+    "SpawnerDied",
+    "StoreError",
+    "UsageError",
+]
+
+
+class CrungoError(Exception):
+    """The base of all errors that crungo raises on purpose.
+
+    ``exit_code`` is what the command line ends with when this error ends a verb; 125 is docker's code
+    for "the container program itself failed", as opposed to the command inside.
+    """
+
+    exit_code = 125
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(CrungoError):
+    """A value that the caller gave is malformed or contradicts another."""
+
+
+class InvalidReference(UsageError):
+    """An image reference outside the grammar of the distribution specification."""
+
+
+class HostError(CrungoError):
+    """The host lacks something that the operation needs."""
+
+
+class RegistryError(CrungoError):
+    """A registry answered wrongly, refused, or could not be reached.
+
+    ``status`` is the HTTP status, where there was an answer at all.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class AuthenticationError(RegistryError):
+    """Credentials are missing, or the registry refused them."""
+
+
+class ImageNotFound(RegistryError):
+    """The registry has no such repository, tag or digest."""
+
+
+class ImageError(CrungoError):
+    """An image breaks the specification, or there is none for the platform."""
+
+
+class DigestMismatch(ImageError):
+    """Content is not what its digest or its size says."""
+
+
+class LayerError(ImageError):
+    """A layer archive is malformed, tries to escape, or is larger than allowed."""
+
+
+class StoreError(CrungoError):
+    """The local store is damaged, locked, or out of space."""
+
+
+class ImageNotKnown(StoreError):
+    """No image of this name or id is in the store."""
+
+
+class ImageInUse(StoreError):
+    """An image cannot be removed while a container or another name uses it."""
+
+
+class ContainerError(CrungoError):
+    """A container could not be made or used."""
+
+
+class NameInUse(ContainerError):
+    """The name belongs to another container."""
+
+
+class NoSuchContainer(ContainerError):
+    """No container has this name or id."""
+
+
+class NotRunning(ContainerError):
+    """The container has exited, or was never started."""
+
+
+class CommandNotFound(ContainerError):
+    """The program to run does not exist in the container."""
+
+    exit_code = 127
+
+
+class CommandNotExecutable(ContainerError):
+    """The program to run exists in the container and cannot be executed."""
+
+    exit_code = 126
+
+
+class LibcrunError(CrungoError):
+    """libcrun refused an operation.
+
+    ``errno`` is the system's error number, 0 where libcrun gave none; ``operation`` names the libcrun
+    call (``create``, ``start``, ``exec``, …); ``reason`` is libcrun's own message.
+    """
+
+    def __init__(self, operation: str, errno: int, reason: str) -> None:
+        super().__init__(f"libcrun {operation}: {reason}")
+        self.operation = operation
+        self.errno = errno
+        self.reason = reason
+
+
+class CommandFailed(CrungoError):
+    """The program of a run with ``check=True`` ended with a code other than 0.
+
+    ``stdout`` and ``stderr`` are what it wrote, where they were captured.
+    """
+
+    def __init__(self, returncode: int, stdout: bytes | None = None, stderr: bytes | None = None) -> None:
+        super().__init__(f"command ended with exit code {returncode}")
+        self.returncode = returncode
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class SpawnerDied(CrungoError):
+    """The helper process that owns the containers is gone."""
