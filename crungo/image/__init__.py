@@ -1,0 +1,1 @@
+"""Images at rest: references, manifests, the store, layers."""

@@ -1,0 +1,1 @@
+"""Moving bytes: descriptors, pumps, pseudo-terminals, the user's terminal."""

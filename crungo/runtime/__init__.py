@@ -1,0 +1,1 @@
+"""Making containers: the specification, the spawner, libcrun."""
