@@ -1,0 +1,181 @@
+#define _GNU_SOURCE
+#include "crun.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static int log_fd = -1;
+static int errors_fd = -1;
+
+/* One report on a status descriptor: errno, then what libcrun said, if anything. */
+static int
+report (int fd, int errnum, const char *msg)
+{
+  struct iovec parts[] = {
+    { .iov_base = &errnum, .iov_len = sizeof (errnum) },
+    { .iov_base = (char *) msg, .iov_len = strnlen (msg, 3072) },
+  };
+
+  return writev (fd, parts, 2) < 0 ? -1 : 0;
+}
+
+static void
+write_line (int errno_, const char *msg, int verbosity, void *arg)
+{
+  char text[4096];
+  int n;
+
+  (void) arg;
+  if (errors_fd >= 0 && verbosity == LIBCRUN_VERBOSITY_ERROR)
+    report (errors_fd, errno_, msg);
+  if (log_fd < 0)
+    return;
+  /* One write a line, so that the lines of two processes never mix (pipe(7), PIPE_BUF).  */
+  if (errno_)
+    n = snprintf (text, sizeof (text), "%s: %s\n", msg, strerror (errno_));
+  else
+    n = snprintf (text, sizeof (text), "%s\n", msg);
+  if (n >= (int) sizeof (text))
+    {
+      n = sizeof (text);
+      text[n - 1] = '\n';
+    }
+  if (write (log_fd, text, n) < 0)
+    return;
+}
+
+void
+crungo_log_to (int fd, int errors)
+{
+  log_fd = fd;
+  errors_fd = errors;
+  crun_set_output_handler (write_line, NULL);
+}
+
+int
+crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n)
+{
+  runtime_spec_schema_config_schema_process *process = container->container_def->process;
+  runtime_spec_schema_config_schema_process_user *user;
+  gid_t *copy = NULL;
+
+  if (process == NULL)
+    return -1;
+  if (process->user == NULL)
+    process->user = calloc (1, sizeof (*process->user));
+  user = process->user;
+  if (user == NULL)
+    return -1;
+  if (n > 0)
+    {
+      copy = calloc (n, sizeof (*copy));
+      if (copy == NULL)
+        return -1;
+      for (size_t i = 0; i < n; i++)
+        copy[i] = groups[i];
+    }
+  free (user->additional_gids);
+  user->additional_gids = copy;
+  user->additional_gids_len = n;
+  user->uid = uid;
+  user->gid = gid;
+  user->uid_present = 1;
+  user->gid_present = 1;
+  return 0;
+}
+
+/* The last step of a container's init, and of an exec'd process, as a libcrun handler (custom-handler.h).
+
+   libcrun would print a failed execve to the container's stderr and exit with 1, which cannot be told from a program
+   that does the same. Here errno goes to the status descriptor, and the exit code is docker's: 127 when there is no such
+   file, 126 when it cannot be executed.  */
+
+static _Noreturn void
+fail (int errnum)
+{
+  if (report (CRUNGO_STATUS_FD, errnum, "") < 0)
+    _exit (125);
+  _exit (errnum == ENOENT || errnum == ENOTDIR ? 127 : 126);
+}
+
+/* libcrun hands over the bare name when it found no executable file for it: say which of the two reasons it was, as
+   execvp(3) does: a file that may not be executed wins over a missing one.  */
+static int
+why_not_in_path (const char *name)
+{
+  const char *path = getenv ("PATH");
+  int why = ENOENT;
+  char candidate[4096];
+
+  while (path != NULL && *path)
+    {
+      size_t length = strcspn (path, ":");
+      int n = snprintf (candidate, sizeof (candidate), "%.*s/%s", (int) length, path, name);
+
+      if (n > 0 && n < (int) sizeof (candidate) && access (candidate, F_OK) == 0)
+        why = EACCES;
+      path += length;
+      if (*path == ':')
+        path++;
+    }
+  return why;
+}
+
+static int
+run (void *cookie, libcrun_container_t *container, const char *pathname, char *const argv[])
+{
+  (void) cookie;
+  (void) container;
+  if (fcntl (CRUNGO_STATUS_FD, F_SETFD, FD_CLOEXEC) < 0)
+    _exit (125);
+  if (strchr (pathname, '/') == NULL)
+    fail (why_not_in_path (pathname));
+  execv (pathname, argv);
+  fail (errno);
+}
+
+static int
+load (void **cookie, libcrun_error_t *err)
+{
+  (void) err;
+  *cookie = NULL;
+  return 0;
+}
+
+static int
+unload (void *cookie, libcrun_error_t *err)
+{
+  (void) cookie;
+  (void) err;
+  return 0;
+}
+
+static int
+can_handle (libcrun_container_t *container, libcrun_error_t *err)
+{
+  (void) container;
+  (void) err;
+  return 1;
+}
+
+static struct custom_handler_s handler = {
+  .name = "crungo",
+  .load = load,
+  .unload = unload,
+  .run_func = run,
+  .exec_func = run,
+  .can_handle_container = can_handle,
+};
+
+/* libcrun finds a handler library's entry by this name (dlsym), so that it must be visible.  */
+__attribute__ ((visibility ("default"))) struct custom_handler_s *run_oci_handler_get_handler (void);
+
+struct custom_handler_s *
+run_oci_handler_get_handler (void)
+{
+  return &handler;
+}

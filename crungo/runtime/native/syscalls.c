@@ -1,0 +1,25 @@
+#include "syscalls.h"
+
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int
+crungo_close_range (unsigned int first, unsigned int last, unsigned int flags)
+{
+  return (int) syscall (SYS_close_range, first, last, flags);
+}
+
+int
+crungo_openat2 (int directory, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
+{
+  struct open_how how = { .flags = flags, .mode = mode, .resolve = resolve };
+
+  return (int) syscall (SYS_openat2, directory, path, &how, sizeof (how));
+}
+
+int
+crungo_pidfd_send_signal (int pidfd, int signal)
+{
+  return (int) syscall (SYS_pidfd_send_signal, pidfd, signal, 0, 0);
+}
