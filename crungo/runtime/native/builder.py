@@ -1,11 +1,12 @@
 """The cffi builder of ``crungo.runtime._native``, run by setuptools (see ``setup.py``).
 
-One API-mode extension module holds libcrun (static), libarchive's tar reader (static), and our C files. Its
-declarations are in ``*.cdef``, one beside each C file, and are checked by the C compiler.
+One API-mode extension module holds libcrun, libarchive's tar reader, libseccomp and libcap, all static, and
+our C files. Its declarations are in ``*.cdef``, one beside each C file, and the C compiler checks them.
 """
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 from pathlib import Path
@@ -13,39 +14,49 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
 PARTS = ["crun", "syscalls", "unpack"]
+LIBRARIES = ["archive", "seccomp", "cap"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
-# The builder is executed as a file, before any package of crungo is importable.
+# The builder is executed as a file, before any package of crungo can be imported.
 _source = runpy.run_path(str(HERE / "source.py"))
 
 
-def static_or_shared(library: str) -> list[str]:
-    """Link arguments for a library: its static archive, where the compiler knows one, so that wheels stay small."""
-    found = subprocess.run(
-        ["cc", f"-print-file-name=lib{library}.a"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    return [found] if Path(found).is_absolute() else [f"-l{library}"]
+def static_or_shared(library: str) -> str:
+    """The link argument for a library: its static archive, where the compiler knows one.
+
+    A wheel then needs no library of the host. Where a distribution has no archive the shared library is taken,
+    and auditwheel puts a copy of it into the wheel.
+    """
+    compiler = os.environ.get("CC", "cc").split()
+    command = [*compiler, f"-print-file-name=lib{library}.a"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return found if Path(found).is_absolute() else f"-l{library}"
 
 
 def make() -> FFI:
+    """The module's declarations and how it is compiled and linked; builds libcrun first where that is missing."""
     tree: Path = _source["libcrun"]()
     builder = FFI()
     for part in PARTS:
         builder.cdef((HERE / f"{part}.cdef").read_text())
-    archives = [str(tree / archive) for archive in _source["ARCHIVES"]]
     builder.set_source(
         "crungo.runtime._native",
         "\n".join(f'#include "{part}.h"' for part in PARTS),
-        sources=[str((HERE / f"{part}.c").relative_to(HERE.parents[2])) for part in PARTS],
-        include_dirs=[str(HERE), str(tree), str(tree / "src"), str(tree / "libocispec" / "src"), str(tree / "libocispec/yajl/src/headers")],
-        extra_compile_args=["-O2", "-std=gnu17", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-fvisibility=hidden"],
+        # Relative, as setuptools wants sources to be, so that they are found in a source distribution.
+        sources=[str((HERE / f"{part}.c").relative_to(ROOT)) for part in PARTS],
+        depends=[str(path.relative_to(ROOT)) for path in sorted(HERE.iterdir()) if path.suffix in (".h", ".cdef")],
+        include_dirs=[
+            str(HERE),
+            *(str(tree / folder) for folder in (".", "src", "libocispec/src", "libocispec/yajl/src/headers")),
+        ],
+        extra_compile_args=["-O2", "-std=gnu17", *WARNINGS, "-ffunction-sections", "-fvisibility=hidden"],
         extra_link_args=[
             "-Wl,--start-group",
-            *archives,
+            *(str(tree / archive) for archive in _source["ARCHIVES"]),
             "-Wl,--end-group",
-            *static_or_shared("archive"),
-            "-lseccomp",
-            "-lcap",
+            *(static_or_shared(library) for library in LIBRARIES),
             "-Wl,--gc-sections",
             "-Wl,--exclude-libs,ALL",
         ],

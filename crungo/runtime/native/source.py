@@ -2,13 +2,19 @@
 
 No distribution ships libcrun as a library, so it is compiled from crun's release tarball. That tarball is
 part of Debian 13's source archive: apt finds it there through its signed index, with lists and cache in a
-private folder, so that the host's apt configuration is neither read for sources nor changed.
+private folder, so that the host's apt configuration is used and never changed. The tarball's digest is pinned.
 
-``CRUNGO_CRUN_SOURCE`` names an unpacked crun release (1.21 or newer) to build from instead.
+A folder of the cache holds either a whole build or nothing that a later build would trust: trees are unpacked
+and compiled under one lock, and a tree counts as built when its stamp, written last, exists.
+
+``CRUNGO_CRUN_SOURCE`` names an unpacked crun release (1.21 or newer) to build from instead;
+``CRUNGO_BUILD_CACHE`` names another cache folder than ``build/native`` beside the package.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -16,14 +22,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 VERSION = "1.21"
 SHA256 = "4bfb700e764a4804a4de3ecf07753f4c391005356d60356df65d80ae0914c486"
 SUITE = "trixie"
-FALLBACK_ARCHIVE = "http://deb.debian.org/debian"
+FALLBACK_ARCHIVE = "http://deb.debian.org/debian"  # of hosts that are not Debian
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
+CFLAGS = "-O2 -fPIC -g0"
 CONFIGURE = [
     "--enable-static",
     "--disable-shared",
@@ -32,54 +41,75 @@ CONFIGURE = [
     "--disable-systemd",
 ]
 ARCHIVES = [".libs/libcrun.a", "libocispec/.libs/libocispec.a", "libocispec/yajl/.libs/libyajl.a"]
+STAMP = "crungo-built"
 
 
 class BuildError(SystemExit):
     """The build cannot go on; the message says what is missing and what to do."""
 
 
+def libcrun() -> Path:
+    """The folder of a built crun release: headers in ``src``, archives as in ``ARCHIVES``."""
+    cache = cache_folder()
+    given = os.environ.get("CRUNGO_CRUN_SOURCE")
+    origin = Path(given).resolve() if given else None
+    if origin is not None and not (origin / "configure").is_file():
+        raise BuildError(f"CRUNGO_CRUN_SOURCE: no configure script in {origin}: name an unpacked crun release")
+    if origin is None:
+        tree = cache / f"crun-{VERSION}"
+    else:
+        tree = cache / f"crun-{hashlib.sha256(os.fsencode(origin)).hexdigest()[:12]}"
+    with _lock(cache):
+        if not (tree / STAMP).is_file():
+            shutil.rmtree(tree, ignore_errors=True)
+            if origin is not None:
+                shutil.copytree(origin, tree, symlinks=True)
+            else:
+                _unpack(_download(cache), tree)
+            _build(tree)
+    return tree
+
+
 def cache_folder() -> Path:
     """Where sources and objects are kept between builds: inside the checkout, ignored by git."""
     override = os.environ.get("CRUNGO_BUILD_CACHE")
-    base = Path(override) if override else Path(__file__).resolve().parents[3] / "build" / "native"
+    base = Path(override).resolve() if override else Path(__file__).resolve().parents[3] / "build" / "native"
     base.mkdir(parents=True, exist_ok=True)
     return base
 
 
-def libcrun() -> Path:
-    """The folder of a built crun release: headers in ``src``, archives as in ``ARCHIVES``."""
-    given = os.environ.get("CRUNGO_CRUN_SOURCE")
-    cache = cache_folder()
-    if given:
-        origin = Path(given)
-        if not (origin / "configure").is_file():
-            raise BuildError(f"CRUNGO_CRUN_SOURCE: no configure script in {origin}: name an unpacked crun release")
-        tree = cache / ("crun-" + hashlib.sha256(str(origin.resolve()).encode()).hexdigest()[:12])
-        if not tree.exists():
-            shutil.copytree(origin, tree, symlinks=True)
-    else:
-        tree = cache / f"crun-{VERSION}"
-        if not (tree / "configure").is_file():
-            _unpack(_download(cache), cache)
-    if not all((tree / archive).is_file() for archive in ARCHIVES):
-        _build(tree)
-    return tree
+@contextlib.contextmanager
+def _lock(cache: Path) -> Iterator[None]:
+    """Keep a second build out of the cache; the kernel lets go of the lock when the builder ends in any way."""
+    with (cache / "lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
-def _unpack(tarball: Path, folder: Path) -> None:
-    with tarfile.open(tarball) as archive:
-        archive.extractall(folder, filter="tar")
+def _unpack(tarball: Path, tree: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=tree.parent) as folder:
+        with tarfile.open(tarball) as archive:
+            archive.extractall(folder, filter="tar")
+        (Path(folder) / f"crun-{VERSION}").rename(tree)
 
 
 def _build(tree: Path) -> None:
     log = tree / "crungo-build.log"
-    jobs = str(os.cpu_count() or 1)
-    flags = "-O2 -fPIC -g0"
+    if any((tree / name).exists() for name in ("Makefile", "config.status")):
+        # A release that its owner has configured otherwise: objects of his must not be taken for ours.
+        subprocess.run(["make", "distclean"], cwd=tree, capture_output=True, check=False)
     with log.open("wb") as output:
-        for command in (["./configure", f"CFLAGS={flags}", *CONFIGURE], ["make", "-j", jobs]):
-            if subprocess.run(command, cwd=tree, stdout=output, stderr=subprocess.STDOUT, check=False).returncode:
+        for command in (["./configure", f"CFLAGS={CFLAGS}", *CONFIGURE], ["make", f"-j{os.cpu_count() or 1}"]):
+            # A make above us would hand down its job server, whose descriptors are not inherited here.
+            environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")}
+            done = subprocess.run(command, cwd=tree, env=environ, stdout=output, stderr=output, check=False)
+            if done.returncode:
                 tail = log.read_text(errors="replace").splitlines()[-15:]
-                raise BuildError("\n".join([f"building libcrun failed: {' '.join(command)}", *tail, f"(all of it: {log})"]))
+                raise BuildError("\n".join([*tail, f"building libcrun: {' '.join(command)} failed (see {log})"]))
+    missing = [archive for archive in ARCHIVES if not (tree / archive).is_file()]
+    if missing:
+        raise BuildError(f"building libcrun: {', '.join(missing)} not made (see {log})")
+    (tree / STAMP).touch()
 
 
 def _download(cache: Path) -> Path:
@@ -87,23 +117,13 @@ def _download(cache: Path) -> Path:
     tarball = cache / f"crun_{VERSION}.orig.tar.gz"
     if tarball.is_file() and _sha256(tarball) == SHA256:
         return tarball
-    if shutil.which("apt-get") is None:
-        raise BuildError(
-            "libcrun's source: apt-get is missing: unpack a crun release and name its folder in CRUNGO_CRUN_SOURCE"
-        )
-    private = cache / "apt"
-    for folder in ("lists/partial", "cache/archives/partial"):
-        (private / folder).mkdir(parents=True, exist_ok=True)
-    sources = private / "sources.list"
-    signed = f"[signed-by={KEYRING}] " if Path(KEYRING).is_file() else ""
-    sources.write_text(f"deb-src {signed}{_archive_address()} {SUITE} main\n")
-    options = [
-        "-o", f"Dir::Etc::SourceList={sources}",
-        "-o", "Dir::Etc::SourceParts=/dev/null",
-        "-o", f"Dir::State::Lists={private / 'lists'}",
-        "-o", f"Dir::Cache={private / 'cache'}",
-        "-o", "APT::Sandbox::User=root",
-    ]  # fmt: skip
+    for needed in ("/usr/bin/apt-get", "/usr/lib/apt/apt-helper", KEYRING):
+        if not Path(needed).exists():
+            raise BuildError(
+                f"libcrun's source: {needed} is missing: install it (apt, debian-archive-keyring),"
+                " or unpack a crun release and name its folder in CRUNGO_CRUN_SOURCE"
+            )
+    options = _apt_options(cache / "apt")
     _run(["apt-get", "-qq", *options, "update"])
     listing = _run(["apt-get", *options, "source", "--print-uris", "-qq", f"crun={VERSION}-1"])
     found = re.search(r"'([^']+\.orig\.tar\.gz)'", listing)
@@ -117,16 +137,36 @@ def _download(cache: Path) -> Path:
     return tarball
 
 
+def _apt_options(private: Path) -> list[str]:
+    """Options that give apt one source of its own and folders of its own, and leave the host's alone."""
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (private / folder).mkdir(parents=True, exist_ok=True)
+    sources = private / "sources.list"
+    sources.write_text(f"deb-src [signed-by={KEYRING}] {_archive_address()} {SUITE} main\n")
+    settings = {
+        "Dir::Etc::SourceList": sources,
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State::Lists": private / "lists",
+        "Dir::Cache": private / "cache",
+        # apt's own user could not write into a checkout in somebody's home.
+        "APT::Sandbox::User": "root",
+        # Scripts that the host runs after an update concern its own lists.
+        "APT::Update::Post-Invoke-Success::": "",
+    }
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
 def _archive_address() -> str:
     """The host's own Debian archive, so that a mirror or proxy that it uses is used here too."""
-    texts = []
-    for path in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
-        if path.suffix in (".list", ".sources") and path.is_file():
-            texts.append(path.read_text(errors="replace"))
-    for address in re.findall(r"https?://[^\s\]]+", "\n".join(texts)):
-        cleaned: str = address.rstrip("/")
-        if cleaned.endswith("/debian"):
-            return cleaned
+    places = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    for path in places:
+        if path.suffix not in (".list", ".sources") or not path.is_file():
+            continue
+        lines = [line for line in path.read_text(errors="replace").splitlines() if not line.lstrip().startswith("#")]
+        for address in re.findall(r"https?://[^\s\]]+", "\n".join(lines)):
+            cleaned: str = address.rstrip("/")
+            if cleaned.endswith("/debian"):
+                return cleaned
     return FALLBACK_ARCHIVE
 
 
@@ -141,3 +181,7 @@ def _run(command: list[str]) -> str:
         print(done.stderr, file=sys.stderr)
         raise BuildError(f"{' '.join(command)}: exit code {done.returncode}")
     return done.stdout
+
+
+if __name__ == "__main__":
+    print(libcrun())
