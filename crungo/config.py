@@ -60,7 +60,7 @@ class ContainerConfig:
     rootfs: str | None = None
     command: tuple[str, ...] | None = None
     entrypoint: tuple[str, ...] | None = None  # () clears the image's
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str | None] = field(default_factory=dict)  # None: unset, also where the image sets it
     user: str | None = None  # user, uid, user:group, uid:gid
     group_add: tuple[str, ...] = ()
     workdir: str | None = None
@@ -93,6 +93,7 @@ class ContainerConfig:
     privileged: bool = False
     no_new_privileges: bool = False
     seccomp: str | None = None  # None: the default profile; "unconfined"; or a profile's JSON text
+    unmask: bool = False  # paths of /proc and /sys are neither masked nor read-only
 
     init: bool = False
     stop_signal: int | None = None
