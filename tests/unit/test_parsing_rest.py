@@ -59,12 +59,10 @@ def test_env_file_errors_name_file_and_line(data: bytes, message: str) -> None:
 
 @given(st.binary(max_size=60) | st.text(alphabet="A=# \n\r\t", max_size=40).map(str.encode))
 def test_files_raise_only_usage_errors(data: bytes) -> None:
-    for parse in (
-        lambda: environment.parse_env_file(data, {}, path="p"),
-        lambda: environment.parse_label_file(data, path="p"),
-    ):
-        with contextlib.suppress(UsageError):
-            assert all(name and "=" not in name for name in parse())
+    with contextlib.suppress(UsageError):
+        assert all(name and "=" not in name for name in environment.parse_env_file(data, {}, path="p"))
+    with contextlib.suppress(UsageError):
+        assert all(name and "=" not in name for name in environment.parse_label_file(data, path="p"))
 
 
 @given(
