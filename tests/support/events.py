@@ -1,0 +1,90 @@
+"""Waiting for the kernel's own news: processes that end, files that go, mounts that change. Nothing here polls."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Watch"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF = 0x40, 0x200, 0x400
+IN_CLOEXEC, IN_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
+
+
+class Watch:
+    """Wakes ``wait`` as soon as a process ends, a path is removed or the mount table changes.
+
+    Whatever happened before the watch was made is not reported: look again after making it, then wait.
+    """
+
+    def __init__(self, *, processes: Iterable[int] = (), paths: Iterable[str] = (), mounts: bool = False) -> None:
+        self._poll = select.poll()
+        self._descriptors: list[int] = []
+        try:
+            for pid in processes:
+                self._watch_process(pid)
+            if mounts:
+                self._register(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC), select.POLLPRI)
+            folders = {os.path.dirname(path) for path in paths}
+            if folders:
+                self._watch_folders(folders)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something happened within this time."""
+        return bool(self._poll.poll(max(0, round(seconds * 1000))))
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def _register(self, descriptor: int, events: int) -> None:
+        self._descriptors.append(descriptor)
+        self._poll.register(descriptor, events)
+
+    def _watch_process(self, pid: int) -> None:
+        try:
+            self._register(os.pidfd_open(pid), select.POLLIN)
+        except ProcessLookupError:
+            return  # it has ended already, as the caller's next look will show
+
+    def _watch_folders(self, folders: Iterable[str]) -> None:
+        descriptor = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+        if descriptor < 0:
+            raise OSError(ctypes.get_errno(), "inotify_init1")
+        self._register(descriptor, select.POLLIN)
+        for folder in folders:
+            # A folder that is gone has taken the path with it.
+            _libc.inotify_add_watch(descriptor, os.fsencode(folder), IN_MOVED_FROM | IN_DELETE | IN_DELETE_SELF)
+
+
+def wait_for_exit(pid: int, seconds: float) -> bool:
+    """Whether this process, anybody's child, ends within this time."""
+    deadline = time.monotonic() + seconds
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(max(0, round((deadline - time.monotonic()) * 1000))))
+    finally:
+        os.close(descriptor)

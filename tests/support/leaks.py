@@ -1,0 +1,184 @@
+"""What crungo must not leave behind: processes, mounts, cgroups, descriptors, files.
+
+Two snapshots, before and after, are compared. The test process makes itself a subreaper, so that every process that
+a test has started, however often it forked, stays among its descendants until it ends: a stray one is found by
+descent and not by its name, and other users of the machine are not blamed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.events import Watch
+
+__all__ = ["Snapshot", "become_subreaper", "descendants", "settle"]
+
+PR_SET_CHILD_SUBREAPER = 36
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process for certain: a pid is used again, a pid with its start time is not."""
+
+    pid: int
+    started: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What there is now. ``folders`` are those whose every entry counts, such as a run root."""
+
+    processes: frozenset[Process]
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    descriptors: frozenset[str]
+    files: frozenset[str]
+
+    @classmethod
+    def take(cls, folders: Iterable[Path] = ()) -> Snapshot:
+        processes = descendants()
+        own = {process.pid for process in processes} | {os.getpid()}
+        return cls(
+            processes=frozenset(processes),
+            mounts=frozenset(_mounts()),
+            cgroups=frozenset(_cgroups(own)),
+            descriptors=frozenset(_descriptors()),
+            files=frozenset(_files(folders)),
+        )
+
+    def beyond(self, before: Snapshot) -> Snapshot:
+        """What is here and was not there."""
+        return Snapshot(
+            processes=self.processes - before.processes,
+            mounts=self.mounts - before.mounts,
+            cgroups=self.cgroups - before.cgroups,
+            descriptors=self.descriptors - before.descriptors,
+            files=self.files - before.files,
+        )
+
+    def describe(self) -> list[str]:
+        """One line for each thing; no line when there is nothing."""
+        return [
+            *(f"process {process.pid}: {process.command}" for process in sorted(self.processes, key=lambda p: p.pid)),
+            *(f"mount {line}" for line in sorted(self.mounts)),
+            *(f"cgroup {path}" for path in sorted(self.cgroups)),
+            *(f"descriptor {line}" for line in sorted(self.descriptors)),
+            *(f"file {path}" for path in sorted(self.files)),
+        ]
+
+
+def settle(before: Snapshot, folders: Iterable[Path] = (), *, seconds: float = 2.0) -> list[str]:
+    """Wait until nothing is left beyond ``before``, at most this long; returns a line for each thing that is."""
+    folders = list(folders)
+    deadline = time.monotonic() + seconds
+    collected = False
+    while True:
+        _reap()
+        left = Snapshot.take(folders).beyond(before)
+        if left.descriptors and not collected:
+            gc.collect()  # a forgotten object is a fault of its own, with a ResourceWarning of its own
+            collected = True
+            continue
+        remaining = deadline - time.monotonic()
+        if not left.describe() or remaining <= 0:
+            return left.describe()
+        with Watch(
+            processes=[process.pid for process in left.processes],
+            paths=[*left.cgroups, *left.files],
+            mounts=bool(left.mounts),
+        ) as watch:
+            _reap()
+            if Snapshot.take(folders).beyond(before).processes == left.processes:
+                watch.wait(remaining)
+
+
+def become_subreaper() -> None:
+    """Make orphans of the tests our children instead of process 1's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def descendants(root: int | None = None) -> list[Process]:
+    """All processes below ``root`` (this process unless given), zombies included."""
+    parents: dict[int, tuple[int, Process]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (found := _process(int(name))):
+            parents[int(name)] = found
+    family = {os.getpid() if root is None else root}
+    while True:  # /proc is not in order of descent
+        more = {pid for pid, (parent, _) in parents.items() if parent in family} - family
+        if not more:
+            break
+        family |= more
+    return [process for pid, (_, process) in parents.items() if pid in family and pid != (root or os.getpid())]
+
+
+def _process(pid: int) -> tuple[int, Process] | None:
+    """The parent of a process, and the process; None when it has gone."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None
+    name, _, rest = status.partition("(")[2].rpartition(")")
+    fields = rest.split()  # proc_pid_stat(5), from field 3 on
+    label = command.replace(b"\0", b" ").decode(errors="replace").strip() or f"[{name}]"
+    return int(fields[1]), Process(pid=pid, started=int(fields[19]), command=label)
+
+
+def _reap() -> None:
+    """Collect the zombies that are our children: orphans which ended after having become ours."""
+    for process in descendants():
+        try:
+            os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            continue
+
+
+def _mounts() -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [f"{fields[4]} (id {fields[0]})" for fields in map(str.split, lines)]
+
+
+def _cgroups(own: set[int]) -> list[str]:
+    """crungo's cgroups of every hierarchy, except those that hold only processes of somebody else."""
+    found = []
+    for folder, subfolders, _ in os.walk(CGROUPS):
+        for name in subfolders:
+            path = os.path.join(folder, name)
+            if "crungo" not in os.path.relpath(path, CGROUPS):
+                continue
+            try:
+                members = {int(pid) for pid in Path(path, "cgroup.procs").read_text().split()}
+            except OSError:
+                continue
+            if not members or members & own:
+                found.append(path)
+    return found
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+        except FileNotFoundError:
+            continue  # the one that listed the folder
+    return found
+
+
+def _files(folders: Iterable[Path]) -> list[str]:
+    found = []
+    for folder in folders:
+        for parent, subfolders, files in os.walk(folder):
+            found += [os.path.join(parent, name) for name in [*subfolders, *files]]
+    return found
