@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any, ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
@@ -18,7 +19,7 @@ class BuildInit(Command):
     a module; the methods are those that setuptools asks of a step of ``build``, editable installs included.
     """
 
-    user_options = []
+    user_options: ClassVar[list[Any]] = []
     source = "crungo/runtime/init/crungo-init.c"
     target = "crungo/runtime/crungo-init"
 
@@ -55,7 +56,7 @@ class BuildInit(Command):
 class Build(build):
     """The usual build, and crungo-init."""
 
-    sub_commands = [*build.sub_commands, ("build_init", None)]
+    sub_commands: ClassVar[list[Any]] = [*build.sub_commands, ("build_init", None)]
 
 
 setup(

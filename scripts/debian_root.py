@@ -48,8 +48,9 @@ def archive_address() -> str:
     """The host's own Debian archive, so that a mirror or proxy that it uses is used here too."""
     for path in [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]:
         if path.suffix in (".list", ".sources") and path.is_file():
-            lines = [line for line in path.read_text(errors="replace").splitlines() if not line.lstrip().startswith("#")]
-            for address in re.findall(r"https?://[^\s\]]+", "\n".join(lines)):
+            lines = path.read_text(errors="replace").splitlines()
+            active = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+            for address in re.findall(r"https?://[^\s\]]+", active):
                 cleaned: str = address.rstrip("/")
                 if cleaned.endswith("/debian"):
                     return cleaned

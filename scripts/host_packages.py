@@ -38,7 +38,7 @@ PROGRAMS = {
 
 
 def main(groups: list[str]) -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this very script is what tells
         sys.exit(f"crungo needs Python 3.11 or newer, and {sys.executable} is {sys.version.split()[0]}: set PYTHON=…")
     if not shutil.which("dpkg-query") or not shutil.which("apt-get"):
         everything = [*GROUPS["build"], *GROUPS["test"], *PROGRAMS["test"]]
@@ -61,7 +61,7 @@ def python_packages() -> list[str]:
         return []
     if not os.path.realpath(sys.executable).startswith("/usr/bin/python3"):
         lacking = " and ".join([*(["its C headers"] if not headers else []), *(["ensurepip"] if not pip else [])])
-        sys.exit(f"{sys.executable} lacks {lacking}: install another Python 3.11 or newer, or set PYTHON=/usr/bin/python3")
+        sys.exit(f"{sys.executable} lacks {lacking}: install another Python, or set PYTHON=/usr/bin/python3")
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return [*([f"{version}-dev"] if not headers else []), *([f"{version}-venv"] if not pip else [])]
 

@@ -56,7 +56,7 @@ class Layer:
         self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - ends in data()
 
     def entry(self, name: str, kind: bytes, mode: int, *, data: bytes = b"", **fields: Any) -> Layer:
-        """Any entry; ``fields`` are attributes of ``tarfile.TarInfo`` (uid, gid, linkname, devmajor, pax_headers, …)."""
+        """Any entry; ``fields`` are attributes of ``tarfile.TarInfo`` (uid, linkname, devmajor, pax_headers, …)."""
         info = tarfile.TarInfo(name)
         info.type, info.mode, info.mtime, info.size = kind, mode, TIME, len(data)
         for attribute, value in fields.items():
@@ -188,9 +188,11 @@ def busybox_layers(busybox: Path) -> tuple[bytes, ...]:
     """Three layers: the system; a user, and removals from the system; a program on top."""
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
     base = Layer()
-    for name in ("bin", "dev", "etc", "home", "proc", "run", "sys", "usr", "usr/bin", "usr/share", "usr/share/doc", "var"):
+    for name in ("bin", "dev", "etc", "home", "proc", "run", "sys", "usr", "usr/bin", "usr/share", "usr/share/doc"):
         base.directory(name)
-    base.directory("root", 0o700).directory("tmp", 0o1777).directory("var/tmp", 0o1777).directory("usr/local/bin")
+    base.directory("root", 0o700).directory("tmp", 0o1777).directory("var").directory("var/tmp", 0o1777).directory(
+        "usr/local/bin"
+    )
     base.file("bin/busybox", busybox.read_bytes(), 0o755)
     for applet in sorted({*applets} - {"busybox"}):
         base.symlink(f"bin/{applet}", "busybox")

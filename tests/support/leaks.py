@@ -96,7 +96,7 @@ def settle(before: Snapshot, folders: Iterable[Path] = (), *, seconds: float = 2
             mounts=bool(left.mounts),
         ) as watch:
             _reap()
-            if Snapshot.take(folders).beyond(before).processes == left.processes:
+            if Snapshot.take(folders).beyond(before) == left:  # nothing went before the watch was there
                 watch.wait(remaining)
 
 

@@ -28,7 +28,7 @@ __all__ = ["Terminal"]
 _ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][0-9A-B]|[=>78cDEHMZ])")
 
 
-class _Screen(pyte.Screen):  # type: ignore[misc] # pyte has no annotations
+class _Screen(pyte.Screen):
     """Answers what programs ask a terminal (where the cursor is), as real ones do."""
 
     def __init__(self, columns: int, rows: int, reply: Callable[[str], None]) -> None:
