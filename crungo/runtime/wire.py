@@ -58,12 +58,15 @@ def send(sock: _socket.socket, message: Message, fds: Sequence[int] = ()) -> boo
 
 def recv(sock: _socket.socket) -> tuple[Message | None, list[int]]:
     """Receive one message and its descriptors (close-on-exec, owned by the caller); ``(None, [])`` at the end."""
-    try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            INLINE_LIMIT + 1, _socket.CMSG_SPACE(4 * (MAX_FDS + 1)), _socket.MSG_CMSG_CLOEXEC
-        )
-    except ConnectionResetError:
-        return None, []
+    while True:
+        try:
+            data, ancillary, flags, _ = sock.recvmsg(
+                INLINE_LIMIT + 1, _socket.CMSG_SPACE(4 * (MAX_FDS + 1)), _socket.MSG_CMSG_CLOEXEC
+            )
+            break
+        except ConnectionResetError:
+            # The other side closed with something of ours unread. That is said once, and before its last words.
+            continue
     fds: list[int] = []
     for level, kind, content in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:

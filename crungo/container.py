@@ -1,0 +1,246 @@
+"""What a caller holds: a running container, a further process inside one, and the result of a run.
+
+A :class:`Container` has the shape of :class:`anyio.abc.Process`: streams, ``wait``, signals, ``returncode``. It lives as
+long as the block that :meth:`crungo.Engine.container` opened; leaving the block, for whatever reason, ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+
+from crungo.errors import CommandNotExecutable, CommandNotFound, CrungoError, NotRunning
+from crungo.runtime.requests import Channel, error_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio import CapacityLimiter
+    from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
+
+__all__ = ["Completed", "Container", "Process", "Stdio"]
+
+CLEAN_UP_LIMIT = 30.0
+"""Seconds that leaving a block waits for the spawner's word that nothing is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """The result of a run: the exit code as a shell sees it (128+n for signal n), and what was captured."""
+
+    returncode: int
+    stdout: bytes | None
+    stderr: bytes | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Stdio:
+    """Our ends of a process's standard streams, as descriptors; -1 where there is none.
+
+    With a terminal, ``terminal`` is the PTY's master and the others are -1.
+    """
+
+    stdin: int = -1
+    stdout: int = -1
+    stderr: int = -1
+    terminal: int = -1
+
+    def take(self, name: str) -> int:
+        """Hand a descriptor over to the caller, who closes it from now on."""
+        fd: int = getattr(self, name)
+        setattr(self, name, -1)
+        return fd
+
+    def close(self) -> None:
+        """Close what was not handed over."""
+        for name in ("stdin", "stdout", "stderr", "terminal"):
+            fd = self.take(name)
+            if fd >= 0:
+                os.close(fd)
+
+
+class Process:
+    """A process in a container: its first one, or one started by ``exec``."""
+
+    def __init__(self, channel: Channel, stdio: Stdio, limiter: CapacityLimiter, command: str) -> None:
+        self.stdio = stdio
+        self._channel = channel
+        self._limiter = limiter
+        self._command = command
+        self._events: dict[str, dict[str, Any]] = {}
+        self._reading = anyio.Lock()
+        self._pid = 0
+        self._pidfd = -1
+        self._streams: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int:
+        """The process id of the first process, in the caller's pid namespace."""
+        return self._pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, 128+n after signal n, or None while it runs."""
+        exited = self._events.get("exited")
+        return None if exited is None else exited["code"]
+
+    @property
+    def stdin(self) -> ByteSendStream | None:
+        """Bytes to the program, or None when it was made without ``stdin=True``."""
+        return self._stream("stdin", "FdSendStream")  # type: ignore[no-any-return]
+
+    @property
+    def stdout(self) -> ByteReceiveStream | None:
+        """Bytes from the program's standard output; with a terminal, None."""
+        return self._stream("stdout", "FdReceiveStream")  # type: ignore[no-any-return]
+
+    @property
+    def stderr(self) -> ByteReceiveStream | None:
+        """Bytes from the program's standard error; with a terminal, None."""
+        return self._stream("stderr", "FdReceiveStream")  # type: ignore[no-any-return]
+
+    @property
+    def terminal(self) -> ByteStream | None:
+        """Both directions of the program's terminal, or None without one."""
+        return self._stream("terminal", "FdStream")  # type: ignore[no-any-return]
+
+    async def wait(self) -> int:
+        """Wait for the end of the process; returns its exit code."""
+        exited = await self._event("exited")
+        code: int = exited["code"]
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process; raises NotRunning when it has ended."""
+        if self._pidfd < 0:
+            raise NotRunning("send signal: the process has not been started")
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        except ProcessLookupError:
+            raise NotRunning("send signal: the process has ended") from None
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL; all other processes of the container end with its first one."""
+        self.send_signal(signal.SIGKILL)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Set the size of the terminal; the program gets SIGWINCH."""
+        from crungo.io.pty import set_size
+
+        master = self.stdio.terminal if self.stdio.terminal >= 0 else self._terminal_fd
+        set_size(master, columns, rows)
+
+    async def aclose(self) -> None:
+        """End the process and wait until nothing of it is left. Shielded, and bounded in time."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLEAN_UP_LIMIT):
+            self._channel.end()
+            try:
+                await self._event("gone")
+            except CrungoError:
+                pass  # the spawner is gone: its successor finds what is left
+        for stream in self._streams.values():
+            stream.close()
+        self.stdio.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._channel.close()
+
+    # From here on for the engine.
+
+    async def _launch(self, ask: Callable[[], None] | None, until: str) -> None:
+        """Wait, in a worker thread, until the process was created or started.
+
+        Cancelling orders the end through the channel, which also ends the wait: the thread is never abandoned, because
+        it would go on reading.
+        """
+        done = False
+
+        async def end_when_cancelled() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                if not done:
+                    self._channel.end()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_when_cancelled)
+            try:
+                await to_thread.run_sync(self._read_until, ask, until, limiter=self._limiter)
+            finally:
+                done = True
+            group.cancel_scope.cancel()
+        self._raise_failure()
+
+    def _read_until(self, ask: Callable[[], None] | None, until: str) -> None:
+        if ask is not None:
+            ask()
+        while until not in self._events and not self._events.keys() & {"error", "gone"}:
+            self._take(*self._channel.receive())
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._events[message["event"]] = message
+        if message["event"] == "created":
+            self._pid, self._pidfd = message["pid"], fds[0]
+            if len(fds) > 1:
+                self.stdio.terminal = fds[1]
+        else:
+            for fd in fds:
+                os.close(fd)
+
+    async def _event(self, name: str) -> dict[str, Any]:
+        while name not in self._events:
+            async with self._reading:
+                if name in self._events:
+                    break
+                await anyio.wait_readable(self._channel)
+                self._take(*self._channel.receive())
+        return self._events[name]
+
+    def _raise_failure(self) -> None:
+        failed = self._events.get("error")
+        if failed is None:
+            return
+        if failed["kind"] != "exec":
+            raise error_from(failed)
+        # ENOENT and ENOTDIR: there is no such file; anything else: there is, and it cannot be executed.
+        number = failed["errno"]
+        if number in (2, 20):
+            where = "no such file or directory" if "/" in self._command else "executable file not found in $PATH"
+            raise CommandNotFound(f'exec "{self._command}": {where}')
+        raise CommandNotExecutable(f'exec "{self._command}": {os.strerror(number).lower()}')
+
+    def _stream(self, name: str, kind: str) -> Any:
+        if name not in self._streams:
+            fd = self.stdio.take(name)
+            if fd < 0:
+                return None
+            from crungo.io import streams
+
+            self._streams[name] = getattr(streams, kind)(fd)
+        return self._streams[name]
+
+    @property
+    def _terminal_fd(self) -> int:
+        stream = self._streams.get("terminal")
+        if stream is None:
+            raise NotRunning("resize: the process has no terminal")
+        fd: int = stream.fileno()
+        return fd
+
+
+class Container(Process):
+    """A running container; :attr:`id` is its 64 hex digits."""
+
+    def __init__(self, identifier: str, channel: Channel, stdio: Stdio, limiter: CapacityLimiter, command: str) -> None:
+        super().__init__(channel, stdio, limiter, command)
+        self.id = identifier

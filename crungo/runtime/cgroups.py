@@ -1,0 +1,100 @@
+"""The control groups of containers: finding, killing and removing them, on cgroup v1, v2 and both at once.
+
+Every container has one, ``crungo-<id>``, at the root of each hierarchy: no common parent directory has to be made,
+shared and removed. libcrun makes them; they are removed here, because that must work after a crash at any moment, when
+libcrun has no record of the container. See cgroups(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import _signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["directories", "kill", "path_of", "remove"]
+
+ROOT = "/sys/fs/cgroup"
+PATIENCE = 2.0
+"""Seconds to wait for killed processes to leave: v1 has no event for it."""
+
+
+def path_of(identifier: str) -> str:
+    """The container's cgroup, as the OCI specification's ``linux.cgroupsPath``."""
+    return f"/crungo-{identifier}"
+
+
+def directories(identifier: str) -> list[str]:
+    """The directories of a container's cgroup: one on v2, one in each hierarchy on v1."""
+    name = path_of(identifier)
+    candidates = [f"{ROOT}{name}"]
+    try:
+        candidates += [f"{ROOT}/{entry}{name}" for entry in os.listdir(ROOT)]
+    except FileNotFoundError:
+        return []
+    return [path for path in candidates if os.path.isdir(path)]
+
+
+def kill(identifier: str) -> None:
+    """Send SIGKILL to every process in the container's cgroup and in the ones below it."""
+    for top in directories(identifier):
+        for directory in _below(top):
+            for pid in _processes(directory):
+                try:
+                    os.kill(pid, _signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+
+def remove(identifier: str) -> None:
+    """Remove the container's cgroup with all below it, killing what is still inside."""
+    problem = None
+    for top in directories(identifier):
+        for directory in _below(top):
+            try:
+                _remove_one(directory, identifier)
+            except OSError as error:
+                problem = error  # the other hierarchies shall be clean all the same
+    if problem is not None:
+        raise problem
+
+
+def _remove_one(directory: str, identifier: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            kill(identifier)
+            time.sleep(0.002)
+        else:
+            return
+
+
+def _below(top: str) -> Iterator[str]:
+    """A cgroup's descendants and itself, the deepest first."""
+    try:
+        with os.scandir(top) as entries:
+            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    for child in children:
+        yield from _below(child)
+    yield top
+
+
+def _processes(directory: str) -> list[int]:
+    try:
+        with open(f"{directory}/cgroup.procs", "rb") as file:
+            return [int(line) for line in file]
+    except OSError:
+        return []

@@ -1,0 +1,167 @@
+"""What the spawner's children do: each function runs in a fresh fork with one thread, reports once, and ends.
+
+Descriptors are arranged first: 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec, 4 is the
+report to the spawner, 5 libcrun's log; everything else that was inherited is closed, so that no container holds a
+descriptor of another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+
+import _socket
+
+from crungo.errors import CrungoError, LibcrunError
+from crungo.runtime import cgroups, rootfs, syscalls, wire
+from crungo.runtime.libcrun import STATUS_FD, Libcrun, Spec, log_to
+from crungo.runtime.users import resolve_user
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from crungo.runtime.libcrun import Handlers
+    from crungo.runtime.state import Claim, Places
+
+__all__ = ["LOG_FD", "REPORT_FD", "arrange", "create", "execute", "failure", "remove", "start"]
+
+REPORT_FD = 4
+LOG_FD = 5
+
+
+def arrange(wanted: Sequence[int]) -> None:
+    """Move descriptors to 0, 1, 2, … in the order given, and close all others."""
+    # First out of the way: a wanted descriptor may sit where another has to go.
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in wanted]
+    syscalls.close_range(0, 63)
+    for target, fd in enumerate(moved):
+        os.dup2(fd, target, inheritable=target <= STATUS_FD)
+    syscalls.close_range(len(wanted))
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """The report of an error: its class's name, so that the other side can raise the same."""
+    if isinstance(error, LibcrunError):
+        return {
+            "event": "error",
+            "kind": "LibcrunError",
+            "operation": error.operation,
+            "errno": error.errno,
+            "message": error.reason,
+        }
+    if isinstance(error, CrungoError):
+        return {"event": "error", "kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    if isinstance(error, OSError):
+        where = f" {os.fsdecode(error.filename)}" if error.filename else ""
+        return {"event": "error", "kind": "ContainerError", "message": f"create container:{where}: {error.strerror}"}
+    return {"event": "error", "kind": "ContainerError", "message": f"create container: {type(error).__name__}: {error}"}
+
+
+def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _socket.socket) -> None:
+    """Assemble the root, create the container and, unless only that was asked for, start it.
+
+    Reports ``{"pid": n}`` with a pidfd of init and, with a terminal, the PTY's master.
+    """
+    log_to(LOG_FD if request["debug"] else -1, debug=request["debug"])
+    directory = claim.directory
+    os.chdir(directory)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    layers = request["layers"]
+    target = rootfs.bind_directory(request["rootfs"], directory) if layers is None else rootfs.assemble_overlay(layers, directory)
+    for name, content in request["files"].items():
+        _write(f"{directory}/{name}", content)
+    spec = Spec(request["spec"])
+    root = rootfs.open_root(target)
+    try:
+        rootfs.require_directories(root, repair=layers is not None)
+        user = resolve_user(
+            request["user"],
+            request["groups"],
+            rootfs.read_file(root, "etc/passwd"),
+            rootfs.read_file(root, "etc/group"),
+        )
+    finally:
+        os.close(root)
+    spec.set_user(user.uid, user.gid, user.additional_gids)
+    crun = Libcrun(state_root=claim.places.state, identifier=claim.identifier, bundle=directory, handlers=handlers)
+    console = _Console() if request["tty"] else None
+    crun.create(spec, console_socket=None if console is None else console.path)
+    pid = crun.pid()
+    fds = [os.pidfd_open(pid)]
+    if console is not None:
+        fds.append(console.take_master())
+    wire.send(report, {"event": "created", "pid": pid}, fds)
+    if request["start"]:
+        crun.start()
+
+
+def start(places: Places, identifier: str) -> None:
+    """Start a created container."""
+    Libcrun(state_root=places.state, identifier=identifier, bundle="/").start()
+
+
+def execute(request: dict[str, Any], places: Places, handlers: Handlers, report: _socket.socket) -> None:
+    """Start a further process in a running container; reports like :func:`create`."""
+    log_to(LOG_FD if request["debug"] else -1, debug=request["debug"], errors=STATUS_FD)
+    folder = f"{places.run}/exec-{os.getpid()}"
+    os.mkdir(folder, 0o700)
+    try:
+        os.chdir(folder)
+        _write("process.json", request["process"])
+        crun = Libcrun(state_root=places.state, identifier=request["id"], bundle="/", handlers=handlers)
+        console = _Console() if request["tty"] else None
+        crun.execute("process.json", pid_file="pid", console_socket=None if console is None else console.path)
+        with open("pid", "rb") as file:
+            pid = int(file.read())
+        fds = [os.pidfd_open(pid)]
+        if console is not None:
+            fds.append(console.take_master())
+        wire.send(report, {"event": "created", "pid": pid}, fds)
+    finally:
+        os.chdir("/")
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+
+
+def remove(claim: Claim) -> None:
+    """Remove what is left of a container: processes, cgroup, state, files.
+
+    Not by libcrun's delete, which needs the records that a crash may have kept from being written.
+    """
+    cgroups.kill(claim.identifier)
+    try:
+        cgroups.remove(claim.identifier)
+    finally:
+        claim.remove()
+
+
+class _Console:
+    """The socket that libcrun sends a terminal's master to: it connects by path, from this very process."""
+
+    path = "console"
+
+    def __init__(self) -> None:
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        self._socket.bind(self.path)
+        self._socket.listen(1)
+
+    def take_master(self) -> int:
+        """The PTY's master: it was sent before libcrun's call returned, so nothing waits here."""
+        fd, _ = self._socket._accept()
+        connection = _socket.socket(fileno=fd)
+        _, ancillary, _, _ = connection.recvmsg(64, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+        connection.close()
+        self._socket.close()
+        os.unlink(self.path)
+        return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+
+
+def _write(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    with open(fd, "wb") as file:
+        os.fchmod(fd, 0o644)
+        file.write(content)

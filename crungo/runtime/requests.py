@@ -1,0 +1,149 @@
+"""The engine's side of the spawner: starting it, asking it, and the channel of one container or task.
+
+Calls that make libcrun work (create, start, exec) block, and are made from a worker thread; events are awaited on the
+loop. One of the two reads a channel at any time, never both.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import _signal
+import _socket
+
+from crungo import errors
+from crungo.runtime import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from crungo.paths import Roots
+
+__all__ = ["Channel", "SpawnerProcess", "error_from"]
+
+BOOTSTRAP = "import sys; sys.path += sys.argv[3:]; from crungo.runtime.isolation import main; main()"
+CONTROL_FD = 3
+PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+
+
+class SpawnerProcess:
+    """A running spawner: our end of its control socket, and its process."""
+
+    def __init__(self, control: _socket.socket, pid: int) -> None:
+        self.control = control
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+
+    @classmethod
+    def start(cls, roots: Roots) -> SpawnerProcess:
+        """Start one as a fresh interpreter: its size, and so the cost of its forks, is independent of ours.
+
+        posix_spawn(3) neither copies page tables nor runs Python code between fork and exec.
+        """
+        if not sys.executable:
+            raise errors.HostError("start the helper process: sys.executable is not set: no Python interpreter to run")
+        ours, theirs = wire.pair()
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = [package, *(entry for entry in sys.path if os.path.isabs(entry) and entry != package)]
+        try:
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, roots.root, roots.run, *path],
+                {name: os.environ[name] for name in PASSED_ENVIRONMENT if name in os.environ},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_DUP2, 0, 1),
+                    (os.POSIX_SPAWN_DUP2, 0, 2),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), CONTROL_FD),
+                ],
+                setsid=True,  # a terminal's signals and hang-up are the engine's business
+                setsigmask=(),
+                setsigdef=(_signal.SIGPIPE, _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGCHLD),
+            )
+        finally:
+            theirs.close()
+        return cls(ours, pid)
+
+    def open(self, message: dict[str, Any], fds: Sequence[int] = ()) -> Channel:
+        """Send a request with a fresh channel; blocks while the spawner is busy with earlier ones."""
+        ours, theirs = wire.pair()
+        try:
+            sent = wire.send(self.control, message, [theirs.fileno(), *fds])
+        finally:
+            theirs.close()
+        if not sent:
+            ours.close()
+            raise self.died()
+        return Channel(ours, self)
+
+    def died(self) -> errors.SpawnerDied:
+        """The error for a spawner that is gone, with its last words if it left any."""
+        try:
+            self.control.setblocking(False)
+            message, _ = wire.recv(self.control)
+        except OSError:
+            message = None
+        if message is None:
+            return errors.SpawnerDied("the helper process ended unexpectedly")
+        return errors.SpawnerDied(f"the helper process failed: {message['message'].strip().splitlines()[-1]}")
+
+    def end_requests(self) -> None:
+        """Close the control socket: what the spawner still owns is killed, and it ends."""
+        self.control.close()
+
+    def reap(self) -> None:
+        """Wait for the end of the process, and forget it. Someone who waits for any child may have been faster."""
+        if self.pidfd < 0:
+            return
+        try:
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        except ChildProcessError:
+            pass
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+
+class Channel:
+    """Our end of the channel of one container or task. Closing it ends what it belongs to."""
+
+    def __init__(self, sock: _socket.socket, spawner: SpawnerProcess) -> None:
+        self._socket = sock
+        self._spawner = spawner
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a request about what the channel belongs to; blocks while the spawner is busy."""
+        if not wire.send(self._socket, message):
+            raise self._spawner.died()
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """Wait for the next event, in a worker thread or when the channel is readable."""
+        message, fds = wire.recv(self._socket)
+        if message is None:
+            raise self._spawner.died()
+        return message, fds
+
+    def end(self) -> None:
+        """Order the end; events still come, the last of them ``gone``."""
+        try:
+            self._socket.shutdown(_socket.SHUT_WR)
+        except OSError:
+            pass  # the other side was faster
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def error_from(message: dict[str, Any]) -> errors.CrungoError:
+    """The exception of an ``error`` event."""
+    kind = message["kind"]
+    if kind == "LibcrunError":
+        return errors.LibcrunError(message["operation"], message["errno"], message["message"])
+    found = getattr(errors, kind, errors.ContainerError)
+    error: errors.CrungoError = found(message["message"], hint=message.get("hint"))
+    return error

@@ -1,0 +1,347 @@
+"""The spawner: the small, single-threaded process that owns containers and does what needs privilege.
+
+It waits in one epoll for: requests, its channels, its children's reports, and the end of processes (as pidfds, so that
+no signal handler is needed). Whatever may take time or run foreign code happens in a fork of it. It imports next to
+nothing, because every container start forks it.
+
+Ownership is a descriptor: the engine's end of a channel. When that closes, the container is killed and removed; when the
+control socket closes, the engine is gone and the spawner ends with its last container.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import select
+import sys
+
+import _signal
+import _socket
+
+from crungo.runtime import child, wire
+from crungo.runtime.libcrun import Handlers
+from crungo.runtime.state import Places, remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from crungo.runtime.state import Claim
+
+__all__ = ["IGNORED", "Spawner"]
+
+IGNORED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE)
+
+
+class Spawner:
+    """The loop, and what all tasks share."""
+
+    def __init__(self, control: _socket.socket, root: str, run: str) -> None:
+        self.control = control
+        self.places = Places(root, run)
+        self.tasks: set[Container | Execution] = set()
+        self._poll = select.epoll()
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._open = True
+        self.places.make()
+        self.handlers = _load_handlers(self.places)
+        self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Every container costs a few descriptors here; the container itself gets what the caller had.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.limits[1], self.limits[1]))
+        gc.collect()
+        gc.freeze()  # what lives now lives forever: a collection in a child would only copy its pages
+
+    def serve(self) -> None:
+        """Answer until nobody asks and nothing runs."""
+        self.watch(self.control.fileno(), self._on_control)
+        self._sweep()
+        while self._open or self.tasks:
+            for fd, _ in self._poll.poll():
+                handler = self._watched.get(fd)
+                if handler is not None:  # another event of the same batch may have closed it
+                    handler()
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._watched[fd] = handler
+        self._poll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def close(self, fd: int) -> None:
+        """Stop watching a descriptor, and close it."""
+        if fd >= 0:
+            self.unwatch(fd)
+            os.close(fd)
+
+    def fork(self, work: Callable[[], None], then: Callable[[int], None]) -> None:
+        """Run ``work`` in a child, and ``then`` with its exit code when it has ended."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                for signum in IGNORED:
+                    _signal.signal(signum, _signal.SIG_DFL)
+                resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+                work()
+                code = 0
+            finally:
+                os._exit(code)
+        pidfd = os.pidfd_open(pid)
+
+        def ended() -> None:
+            self.close(pidfd)
+            _, status = os.waitpid(pid, 0)
+            then(os.waitstatus_to_exitcode(status))
+
+        self.watch(pidfd, ended)
+
+    def _on_control(self) -> None:
+        message, fds = wire.recv(self.control)
+        if message is None:
+            self._open = False
+            self.unwatch(self.control.fileno())
+            for task in list(self.tasks):
+                task.doom()
+            return
+        channel = _socket.socket(fileno=fds.pop(0))
+        kind = {"create": Container, "exec": Execution, "unpack": Unpacking}[message["op"]]
+        try:
+            kind(self, channel, message, fds)
+        except Exception as error:
+            wire.send(channel, child.failure(error))
+            wire.send(channel, {"event": "gone", "problem": None})
+            channel.close()
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _sweep(self) -> None:
+        """Remove what owners that were killed, together with their spawner, have left."""
+        for claim in self.places.leftovers():
+
+            self._remove(claim)
+
+    def _remove(self, claim: Claim) -> None:
+        self.fork(lambda: child.remove(claim), lambda _code: claim.release())
+
+
+class Task:
+    """What a container and an execution have in common: a channel, a process, an exit.
+
+    creating ─► created ─► started ─► exited ─► gone, with an end from every state.
+    """
+
+    def __init__(self, spawner: Spawner, channel: _socket.socket) -> None:
+        self.spawner = spawner
+        self.channel = channel
+        self.pid = 0
+        self.pidfd = -1
+        self.status = -1  # our end of the pipe on which a failed exec is told
+        self.doomed = False
+        self.working = True  # a child is at work for this task
+        self.failed = False
+        spawner.tasks.add(self)  # type: ignore[arg-type]
+        spawner.watch(channel.fileno(), self._on_channel)
+
+    def tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        wire.send(self.channel, message, fds)
+
+    def doom(self) -> None:
+        """The owner is gone, or wants it gone."""
+        self.doomed = True
+        self.spawner.unwatch(self.channel.fileno())
+        self._kill()
+        self._settle()
+
+    def launch(self, work: Callable[[_socket.socket], None], stdio: list[int], log: int | None) -> None:
+        """Fork the child that makes the process, with its descriptors in place."""
+        ours, theirs = wire.pair()
+        self.status, status = os.pipe2(os.O_CLOEXEC)
+
+        def body() -> None:
+            child.arrange([*stdio, status, theirs.fileno(), *([] if log is None else [log])])
+            report = _socket.socket(fileno=child.REPORT_FD)
+            try:
+                work(report)
+            except BaseException as error:
+                wire.send(report, child.failure(error))
+                raise
+
+        def ended(code: int) -> None:
+            self._on_report(ours)  # what the child said last may still be unread
+            self.spawner.unwatch(ours.fileno())
+            ours.close()
+            self.working = False
+            if code and not self.failed:
+                self._fail({"event": "error", "kind": "ContainerError", "message": f"create container: helper ended with {code}"})
+            if self.failed:
+                self._kill()
+            self._settle()
+
+        try:
+            self.spawner.fork(body, ended)
+            self.spawner.watch(ours.fileno(), lambda: self._on_report(ours))
+        finally:
+            theirs.close()
+            os.close(status)
+
+    def _on_report(self, report: _socket.socket) -> None:
+        while _readable(report.fileno()):
+            message, fds = wire.recv(report)
+            if message is None:
+                self.spawner.unwatch(report.fileno())
+                return
+            if message["event"] == "error":
+                self._fail(message)
+                continue
+            self.pid, self.pidfd = message["pid"], fds[0]
+            self.tell(message, tuple(fds))
+            for fd in fds[1:]:
+                os.close(fd)
+            self.spawner.watch(self.pidfd, self._settle)
+            self.spawner.watch(self.status, self._on_status)
+            if self.doomed:
+                self._kill()
+
+    def _fail(self, message: dict[str, Any]) -> None:
+        self.failed = True
+        self.tell(message)
+
+    def _on_status(self) -> None:
+        """The exec happened (end of file), or failed (errno, and what libcrun said)."""
+        data = os.read(self.status, 4096)
+        self.spawner.close(self.status)
+        self.status = -1
+        if data:
+            number = int.from_bytes(data[:4], sys.byteorder, signed=True)
+            text = data[4:].decode(errors="replace")
+            self._fail({"event": "error", "kind": "exec", "errno": number, "message": text})
+        else:
+            self.tell({"event": "started"})
+
+    def _on_channel(self) -> None:
+        message, fds = wire.recv(self.channel)
+        for fd in fds:
+            os.close(fd)
+        if message is None:
+            self.doom()
+        else:
+            self.command(message)
+
+    def command(self, message: dict[str, Any]) -> None:
+        """A request about this task, on its channel."""
+
+    def _kill(self) -> None:
+        if self.pidfd >= 0:
+            try:
+                _signal.pidfd_send_signal(self.pidfd, _signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def _settle(self) -> None:
+        """Take the step that the state allows: reap the process, then clean up, then go."""
+        if self.working:
+            return  # init is not our child before the child that made it has ended
+        if self.pidfd >= 0:
+            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            if ended is None:
+                return
+            if self.status >= 0 and _readable(self.status):
+                self._on_status()
+            self.spawner.close(self.pidfd)
+            self.pidfd = -1
+            signaled = ended.si_code != os.CLD_EXITED
+            self.tell({"event": "exited", "code": 128 + ended.si_status if signaled else ended.si_status, "signal": ended.si_status if signaled else 0})
+        if self.status >= 0:
+            self.spawner.close(self.status)
+            self.status = -1
+        self.working = True  # for good: nothing follows the clean-up
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Remove what the task leaves; ends in :meth:`finish`."""
+        self.finish(None)
+
+    def finish(self, problem: str | None) -> None:
+        """The last word, and the end of the channel."""
+        self.tell({"event": "gone", "problem": problem})
+        self.spawner.unwatch(self.channel.fileno())
+        self.channel.close()
+        self.spawner.tasks.discard(self)  # type: ignore[arg-type]
+
+
+class Container(Task):
+    """A container and its init process."""
+
+    def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        self.claim = spawner.places.claim(request["id"], request["name"])
+        super().__init__(spawner, channel)
+        log = fds[3] if request["debug"] else None
+        self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds[:3], log)
+
+    def command(self, message: dict[str, Any]) -> None:
+        if message["op"] == "start":
+
+            def ended(code: int) -> None:
+                if code:
+                    self._fail({"event": "error", "kind": "ContainerError", "message": "start container: libcrun failed"})
+                    self._kill()
+
+            self.spawner.fork(lambda: child.start(self.claim.places, self.claim.identifier), ended)
+
+    def clean_up(self) -> None:
+        def ended(code: int) -> None:
+            self.claim.release()
+            self.finish(None if code == 0 else f"container {self.claim.identifier}: not all of it could be removed")
+
+        self.spawner.fork(lambda: child.remove(self.claim), ended)
+
+
+class Execution(Task):
+    """A further process in a container."""
+
+    def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        super().__init__(spawner, channel)
+        log = fds[3] if request["debug"] else None
+        self.launch(lambda report: child.execute(request, spawner.places, spawner.handlers, report), fds[:3], log)
+
+
+class Unpacking:
+    """One layer's unpacking: the child has the channel to itself, and ends with it."""
+
+    def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        blob, directory = fds
+
+        def body() -> None:
+            from crungo.runtime import unpack
+
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            child.arrange([null, null, null, blob, directory, channel.fileno()])
+            unpack.run(3, 4, _socket.socket(fileno=5), limit=request["limit"])
+
+        spawner.fork(body, lambda _code: None)
+        channel.close()
+
+
+def _load_handlers(places: Places) -> Handlers:
+    """libcrun loads handler libraries from a folder; ours is the extension module itself."""
+    from crungo.runtime import _native
+
+    folder = f"{places.run}/handlers-{os.getpid()}"
+    os.mkdir(folder, 0o700)
+    try:
+        os.symlink(os.path.abspath(_native.__file__), f"{folder}/crungo.so")
+        return Handlers(folder)
+    finally:
+        remove_tree(folder)
+
+
+def _readable(fd: int) -> bool:
+    """Whether a read would not wait; poll, because select cannot take descriptors above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

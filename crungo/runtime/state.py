@@ -1,0 +1,204 @@
+"""The directories, names and locks of containers: the file system is the database.
+
+    <root>/containers/<id>/   made by the spawner, which holds flock(2) on it as long as the container lives
+    <root>/names/<name>       a symbolic link to ../containers/<id>
+    <run>/containers/<id>/    libcrun's state
+
+A directory that can be locked has no living owner: it is left over from a crash, and anybody may remove it. There is no
+daemon to ask and no process id to compare, and the kernel drops a lock on every way out of a process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from crungo.errors import ContainerError, NameInUse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Claim", "Places", "remove_tree"]
+
+DEPTH_LIMIT = 200
+CGROUP_PREFIX = "crungo-"
+CGROUP_ROOT = "/sys/fs/cgroup"
+
+
+class Places:
+    """The folders that containers of one store use."""
+
+    def __init__(self, root: str, run: str) -> None:
+        self.containers = f"{root}/containers"
+        self.names = f"{root}/names"
+        self.state = f"{run}/containers"
+        self.run = run
+
+    def make(self) -> None:
+        """Create them; only their owner may look inside."""
+        for path in (self.containers, self.names, self.state):
+            os.makedirs(path, 0o700, exist_ok=True)
+
+    def claim(self, identifier: str, name: str | None) -> Claim:
+        """Take an id and, if given, a name; raises NameInUse."""
+        directory = f"{self.containers}/{identifier}"
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            raise ContainerError(f"container {identifier}: the id is taken") from None
+        lock = _lock(directory)
+        if lock is None:  # somebody took the fresh directory for a leftover
+            raise ContainerError(f"container {identifier}: removed while it was created")
+        claim = Claim(self, identifier, name, lock)
+        if name is not None:
+            try:
+                self._take_name(name, identifier)
+            except BaseException:
+                claim.name = None
+                claim.release()
+                raise
+        return claim
+
+    def leftovers(self) -> Iterator[Claim]:
+        """Containers whose owner is gone, locked for the caller to remove."""
+        try:
+            identifiers = os.listdir(self.containers)
+        except FileNotFoundError:
+            return
+        for identifier in identifiers:
+            lock = _lock(f"{self.containers}/{identifier}")
+            if lock is not None:
+                yield Claim(self, identifier, self._name_of(identifier), lock)
+
+    def _take_name(self, name: str, identifier: str) -> None:
+        link = f"{self.names}/{name}"
+        # Two takers could both find the same dead link: the folder's lock makes look and replace one step.
+        folder = os.open(self.names, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            holder = _link_target(link)
+            if holder is not None:
+                lock = _lock(f"{self.containers}/{holder}")
+                if lock is None and os.path.isdir(f"{self.containers}/{holder}"):
+                    raise NameInUse(
+                        f'The container name "{name}" is already in use by container "{holder}". You have to remove '
+                        "(or rename) that container to be able to reuse that name."
+                    )
+                if lock is not None:
+                    os.close(lock)
+                os.unlink(link)
+            os.symlink(f"../containers/{identifier}", link)
+        finally:
+            os.close(folder)
+
+    def _name_of(self, identifier: str) -> str | None:
+        for name in os.listdir(self.names):
+            if _link_target(f"{self.names}/{name}") == identifier:
+                return name
+        return None
+
+
+class Claim:
+    """One container's hold on its id and name."""
+
+    def __init__(self, places: Places, identifier: str, name: str | None, lock: int) -> None:
+        self.places = places
+        self.identifier = identifier
+        self.name = name
+        self.directory = f"{places.containers}/{identifier}"
+        self._lock = lock
+
+    def remove(self) -> None:
+        """Remove the name and every file; the lock stays until :meth:`release`."""
+        if self.name is not None:
+            link = f"{self.places.names}/{self.name}"
+            if _link_target(link) == self.identifier:
+                os.unlink(link)
+        remove_tree(f"{self.places.state}/{self.identifier}")
+        remove_tree(self.directory)
+
+    def release(self) -> None:
+        """Let go of the lock, removing an empty directory."""
+        try:
+            os.rmdir(self.directory)
+        except OSError:
+            pass  # removed already, or there is something left for the next look at leftovers
+        os.close(self._lock)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with everything below it, following no link, at any depth; a missing one is fine.
+
+    The content is the container's: names are arbitrary, and the depth may exceed any limit on open descriptors. Deep
+    directories are first moved up, beside their ancestors, where they are removed like any other.
+    """
+    try:
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        _remove_content(top, top, 0)
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _remove_content(directory: int, top: int, depth: int) -> None:
+    again = True
+    while again:
+        again = False
+        with os.scandir(directory) as entries:
+            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for name, is_directory in names:
+            if not is_directory:
+                os.unlink(name, dir_fd=directory)
+            elif depth >= DEPTH_LIMIT:
+                _move_up(name, directory, top)
+            else:
+                child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+                try:
+                    _remove_content(child, top, depth + 1)
+                finally:
+                    os.close(child)
+                os.rmdir(name, dir_fd=directory)
+        # What was moved up landed in the top directory while it was being listed.
+        again = depth == 0 and bool(os.listdir(directory))
+
+
+def _move_up(name: str, directory: int, top: int) -> None:
+    serial = 0
+    while True:
+        try:
+            os.rename(name, f".deep-{serial}", src_dir_fd=directory, dst_dir_fd=top)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            serial += 1
+        else:
+            return
+
+
+def _lock(directory: str) -> int | None:
+    """A descriptor that holds the directory's lock; None when somebody else does, or when there is no such directory."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # It may have been removed, and even made again, between open and flock.
+        if os.path.samestat(os.fstat(fd), os.stat(directory, follow_symlinks=False)):
+            return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _link_target(link: str) -> str | None:
+    try:
+        return os.path.basename(os.readlink(link))
+    except OSError:
+        return None

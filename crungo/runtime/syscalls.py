@@ -1,0 +1,96 @@
+"""System calls that Python's os module lacks, typed; each raises OSError with errno.
+
+Constants are those of the kernel's headers (mount.h, sched.h, openat2.h); see mount(2), unshare(2), openat2(2),
+close_range(2), prctl(2).
+"""
+
+from __future__ import annotations
+
+import os
+
+from crungo.runtime._native import ffi, lib
+
+__all__ = [
+    "CLONE_NEWNS",
+    "MNT_DETACH",
+    "MS_BIND",
+    "MS_MOVE",
+    "MS_NODEV",
+    "MS_NOEXEC",
+    "MS_NOSUID",
+    "MS_PRIVATE",
+    "MS_RDONLY",
+    "MS_REC",
+    "MS_REMOUNT",
+    "MS_SLAVE",
+    "RESOLVE_IN_ROOT",
+    "close_range",
+    "mount",
+    "openat2",
+    "set_child_subreaper",
+    "set_name",
+    "umount",
+    "unshare",
+]
+
+CLONE_NEWNS = 0x00020000
+MNT_DETACH = 2
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 8192, 16384, 1 << 18, 1 << 19
+PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+FD_MAX = 0xFFFFFFFF
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces for fresh ones."""
+    _check(lib.unshare(flags))
+
+
+def mount(source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """Mount ``source`` on ``target``."""
+    _check(
+        lib.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            ffi.NULL if kind is None else kind.encode(),
+            flags,
+            ffi.NULL if data is None else ffi.new("char[]", os.fsencode(data)),
+        ),
+        target,
+    )
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """Unmount what is mounted on ``target``."""
+    _check(lib.umount2(os.fsencode(target), flags), target)
+
+
+def openat2(directory: int, path: str | bytes, flags: int, *, resolve: int = RESOLVE_IN_ROOT, mode: int = 0) -> int:
+    """Open ``path`` below the directory descriptor, which is its root: no ``..``, link or magic link leaves it."""
+    return _check(
+        lib.crungo_openat2(directory, os.fsencode(path), flags | os.O_CLOEXEC, mode, resolve | RESOLVE_NO_MAGICLINKS), path
+    )
+
+
+def close_range(first: int, last: int = FD_MAX) -> None:
+    """Close every descriptor from ``first`` to ``last``."""
+    _check(lib.crungo_close_range(first, last, 0))
+
+
+def set_child_subreaper() -> None:
+    """Become the parent of orphaned descendants."""
+    _check(lib.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def set_name(name: str) -> None:
+    """Name the calling thread, as ``ps`` shows it: 15 bytes at most."""
+    buffer = ffi.new("char[]", name.encode()[:15])
+    _check(lib.prctl(PR_SET_NAME, int(ffi.cast("uintptr_t", buffer)), 0, 0, 0))
+
+
+def _check(result: int, path: str | bytes | None = None) -> int:
+    if result < 0:
+        number = ffi.errno
+        raise OSError(number, os.strerror(number), path)
+    return result
