@@ -90,12 +90,14 @@ class HostError(CrungoError):
 class RegistryError(CrungoError):
     """A registry answered wrongly, refused, or could not be reached.
 
-    ``status`` is the HTTP status, where there was an answer at all.
+    ``status`` is the HTTP status, where there was an answer at all; ``retry_after`` the seconds that the registry asks
+    to be left alone for, where it said so.
     """
 
     def __init__(self, message: str, *, status: int | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+        self.retry_after: float | None = None
 
 
 class AuthenticationError(RegistryError):

@@ -1,0 +1,76 @@
+"""Turning refusals and broken connections into errors that say which registry, what was asked and why it failed. Pure.
+
+Invariant: each message is one line, ``<what failed>: <why>``; what a registry said has gone through ``printable``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from crungo.errors import AuthenticationError, ImageNotFound, RegistryError
+from crungo.registry.headers import error_detail, printable
+from crungo.registry.retry import chain, parse_retry_after
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
+
+__all__ = ["refused", "unreachable"]
+
+
+def refused(
+    what: str, registry: str, status: int, *, headers: Mapping[str, str], body: bytes, hint: str | None = None
+) -> RegistryError:
+    """The error for an answer that is not what was asked for. ``what`` names the thing asked (``manifest of x:1``)."""
+    try:
+        phrase = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        phrase = str(status)
+    detail = error_detail(body, headers.get("content-type"))
+    message = f"{what}: {registry} answered {phrase}" + (f" ({detail})" if detail else "")
+    if status in (401, 403):
+        return AuthenticationError(message, status=status, hint=hint or f"log in first: crungo login {registry}")
+    if status == 404:
+        return ImageNotFound(message, status=status, hint=hint)
+    error = RegistryError(message, status=status, hint=hint)
+    error.retry_after = parse_retry_after(headers.get("retry-after"), now=time.time())
+    return error
+
+
+def unreachable(what: str, host: str, error: httpx.HTTPError | httpx.InvalidURL) -> RegistryError:
+    """The error for a request without an answer, or with an answer that was cut short. The caller chains ``error``."""
+    links = chain(error)
+    for link in links:
+        if isinstance(link, ssl.SSLError):
+            return _tls_failed(what, host, link)
+    why = next((reason for link in reversed(links) if (reason := _reason(link))), None)
+    return RegistryError(f"{what}: {host}: {why or printable(str(error)) or type(error).__name__}")
+
+
+def _tls_failed(what: str, host: str, error: ssl.SSLError) -> RegistryError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RegistryError(
+            f"{what}: {host}: certificate is not trusted: {printable(error.verify_message)}",
+            hint=f"put its authority into /etc/containers/certs.d/{host}/ca.crt, or call it insecure",
+        )
+    reason = (error.reason or str(error)).replace("_", " ").lower()
+    hint = None
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        hint = "it seems to speak plain http: call it insecure in registries.conf to allow that"
+    return RegistryError(f"{what}: {host}: TLS failed: {printable(reason)}", hint=hint)
+
+
+def _reason(link: BaseException) -> str | None:
+    """One link of a chain of causes, in words, where it knows more than the others."""
+    if isinstance(link, socket.gaierror):
+        return "its name does not resolve" if link.errno == socket.EAI_NONAME else printable(link.strerror or "")
+    if isinstance(link, OSError) and link.errno is not None:
+        return os.strerror(link.errno).lower() if link.errno in errno.errorcode else None
+    return None
