@@ -53,6 +53,8 @@ class Reference:
         )
         if problem is None and self.tag is None and self.digest is None:
             problem = "neither a tag nor a digest"
+        if problem is None and _split(self.name) != (self.registry, self.repository):
+            problem = "its registry and repository would be read back differently"
         if problem is not None:
             raise InvalidReference(f"invalid reference {_shown(self._joined())}: {problem}")
 

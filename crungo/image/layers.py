@@ -1,0 +1,214 @@
+"""Unpacked layers, and what the store asks of whoever unpacks them.
+
+A layer has a directory of its own and becomes a lower directory of an overlay, so that layers may be unpacked in any
+order and be shared by images. Invariant: a directory below ``layers/`` was unpacked to its end from an archive with its
+diff id; whether it still is what was unpacked is only believed of this boot, or when it was synced to disk since.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import anyio.to_thread
+
+from crungo.image.layout import boot_id, write_whole
+from crungo.image.locks import is_current, lock
+from crungo.image.trees import dispose, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from crungo.image.layout import Layout
+
+__all__ = ["LayerRecord", "Layers", "Staging", "Unpacked", "Unpacker", "Unpacking"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """What was unpacked: digest and size of the archive as it came, diff id and size of the tar, number of entries."""
+
+    digest: str
+    size: int
+    diff_id: str
+    unpacked_size: int
+    entries: int
+
+
+class Unpacking(Protocol):
+    """One layer being unpacked; its file may still grow."""
+
+    async def advance(self, available: int) -> None:
+        """The first ``available`` bytes of the file may be read now."""
+
+    async def finish(self, size: int) -> Unpacked:
+        """The file is complete, with ``size`` bytes; wait for the end.
+
+        Raises:
+            LayerError: the archive is malformed, hostile, or larger than the limit.
+        """
+
+
+class Unpacker(Protocol):
+    """Whoever unpacks layers, in another process."""
+
+    def unpack(
+        self, blob_fd: int, directory: str, *, media_type: str, limit: int
+    ) -> AbstractAsyncContextManager[Unpacking]:
+        """Unpack the archive in an open file into an existing empty directory; leaving the context early aborts.
+
+        ``limit`` bounds the size of the tar, in bytes. The reader keeps its own position in the file.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """What is known of an unpacked layer. ``size`` is its tar's; ``blob`` the digest of the archive it came from."""
+
+    diff_id: str
+    blob: str
+    size: int
+    entries: int
+    boot_id: str
+    synced: bool = False
+
+
+class Layers:
+    """The unpacked layers of one store."""
+
+    __slots__ = ("_boot", "_layout")
+
+    def __init__(self, layout: Layout, boot: str | None = None) -> None:
+        self._layout = layout
+        self._boot = boot_id() if boot is None else boot
+
+    def path(self, diff_id: str) -> str:
+        """The directory to mount."""
+        return f"{self._layout.layer(diff_id)}/diff"
+
+    def record(self, diff_id: str) -> LayerRecord | None:
+        """The layer's record; None where there is no such layer, or its record is damaged."""
+        try:
+            with open(f"{self._layout.layer(diff_id)}/record.json", "rb") as file:
+                value = json.loads(file.read(1 << 16))
+            record = LayerRecord(**value)
+        except (OSError, ValueError, TypeError):
+            return None
+        types_fit = (
+            isinstance(record.size, int)
+            and isinstance(record.entries, int)
+            and isinstance(record.blob, str)
+            and isinstance(record.synced, bool)
+        )
+        return record if types_fit and record.diff_id == diff_id else None
+
+    def trusted(self, diff_id: str) -> bool:
+        """Whether the layer is there, and can only be what was unpacked."""
+        record = self.record(diff_id)
+        if record is None or not os.path.isdir(self.path(diff_id)):
+            return False
+        return record.synced or (self._boot != "" and record.boot_id == self._boot)
+
+    def names(self) -> list[str]:
+        """The diff ids of all layers that there are, trusted or not."""
+        try:
+            return [f"sha256:{name}" for name in os.listdir(self._layout.layers) if len(name) == 64]
+        except FileNotFoundError:
+            return []
+
+    def discard(self, diff_id: str) -> str | None:
+        """Take a layer away; the tree lies where the answer says, and remains to be removed. None: there was none."""
+        trash = self._layout.fresh("trash")
+        try:
+            os.rename(self._layout.layer(diff_id), trash)
+        except FileNotFoundError:
+            return None
+        return trash
+
+    def mark_synced(self, record: LayerRecord) -> None:
+        """Note that the layer has reached the disk. The store's lock must be held."""
+        value = {**asdict(record), "synced": True}
+        path = f"{self._layout.layer(record.diff_id)}/record.json"
+        write_whole(path, _encoded(value), temporary=self._layout.fresh("tmp"))
+
+    @asynccontextmanager
+    async def staging(self, diff_id: str) -> AsyncIterator[Staging | None]:
+        """An empty directory to unpack the layer into, for this caller alone; waits while another has it.
+
+        Yields None when a trusted layer is there, having been made by whoever was waited for. What is not committed is
+        removed on leaving.
+        """
+        path = self._layout.staging(diff_id)
+        fd = await lock(path, directory=True)
+        try:
+            if self.trusted(diff_id):
+                os.rmdir(path)
+                yield None
+                return
+            staging = Staging(self._layout, diff_id, self._boot, path)
+            try:
+                await anyio.to_thread.run_sync(staging.empty)
+                yield staging
+            finally:
+                if is_current(fd, path):
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(remove_tree, path)
+        finally:
+            os.close(fd)
+
+
+class Staging:
+    """A layer on its way; ``directory`` is what it is unpacked into."""
+
+    def __init__(self, layout: Layout, diff_id: str, boot: str, path: str) -> None:
+        self.directory = f"{path}/diff"
+        self._layout = layout
+        self._diff_id = diff_id
+        self._boot = boot
+        self._path = path
+
+    def empty(self) -> None:
+        """Begin anew, with an empty directory. For a worker thread.
+
+        What a killed process left may still be written to for a moment by its orphan: it is moved away first.
+        """
+        for name in os.listdir(self._path):
+            trash = self._layout.fresh("trash")
+            os.rename(f"{self._path}/{name}", trash)
+            dispose(trash)
+        os.mkdir(self.directory, 0o700)
+        os.chmod(self.directory, 0o755)  # noqa: S103 - the root of a container, unless the archive says otherwise
+
+    def commit(self, unpacked: Unpacked, *, blob: str) -> None:
+        """Give the directory its place among the layers. The caller has compared the digests. For a worker thread."""
+        record = LayerRecord(
+            diff_id=self._diff_id,
+            blob=blob,
+            size=unpacked.unpacked_size,
+            entries=unpacked.entries,
+            boot_id=self._boot,
+        )
+        with open(f"{self._path}/record.json", "xb") as file:
+            file.write(_encoded(asdict(record)))
+        destination = self._layout.layer(self._diff_id)
+        while True:
+            try:
+                os.rename(self._path, destination)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            else:
+                return
+            # A layer that is not trusted, or has no record, is in the way.
+            trash = self._layout.fresh("trash")
+            os.rename(destination, trash)
+            dispose(trash)
+
+
+def _encoded(value: dict[str, object]) -> bytes:
+    return json.dumps(value, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,105 @@
+"""The store's places: which file lies where below its root, and how a small file appears whole.
+
+    <root>/oci-layout, index.json, blobs/<algorithm>/<hex>   an OCI image layout (image-layout.md)
+    <root>/refs/<name>                                       one record per image name
+    <root>/layers/<hex of the diff id>/{diff/,record.json}   unpacked layers
+    <root>/ingest/                                           what is being made, and what is being removed
+    <root>/leases/                                           what running processes need kept
+    <root>/lock                                              held for milliseconds, never while bytes are moved
+
+Invariant: every function that makes a path takes a value that cannot hold a slash, or encodes it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from functools import lru_cache
+
+from crungo.image.digest import algorithm_of, hex_of, is_digest
+
+__all__ = ["Layout", "boot_id", "write_whole"]
+
+_DIRECTORIES = ("blobs/sha256", "refs", "layers", "ingest", "leases")
+_OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
+_EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}\n'
+
+
+class Layout:
+    """Absolute paths below one root."""
+
+    __slots__ = ("index", "ingest", "layers", "leases", "lock", "refs", "root")
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.refs = f"{root}/refs"
+        self.layers = f"{root}/layers"
+        self.ingest = f"{root}/ingest"
+        self.leases = f"{root}/leases"
+        self.index = f"{root}/index.json"
+        self.lock = f"{root}/lock"
+
+    def create(self) -> None:
+        """Make what is missing; cheap when all is there."""
+        if os.path.exists(f"{self.root}/oci-layout"):  # made last
+            return
+        os.makedirs(self.root, mode=0o711, exist_ok=True)
+        for name in _DIRECTORIES:
+            os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
+        if not os.path.exists(self.index):
+            write_whole(self.index, _EMPTY_INDEX, temporary=self.fresh("tmp"))
+        write_whole(f"{self.root}/oci-layout", _OCI_LAYOUT, temporary=self.fresh("tmp"))
+
+    def blob(self, digest: str) -> str:
+        """Where the blob of this digest is, once it is complete and verified."""
+        assert is_digest(digest)
+        return f"{self.root}/blobs/{algorithm_of(digest)}/{hex_of(digest)}"
+
+    def part(self, digest: str) -> str:
+        """Where the blob is while it is downloaded; ``.extents`` beside it says which parts are there."""
+        assert is_digest(digest)
+        return f"{self.ingest}/{algorithm_of(digest)}-{hex_of(digest)}.part"
+
+    def layer(self, diff_id: str) -> str:
+        """The directory of an unpacked layer and its record."""
+        assert is_digest(diff_id)
+        return f"{self.layers}/{hex_of(diff_id)}"
+
+    def staging(self, diff_id: str) -> str:
+        """Where the layer is while it is unpacked."""
+        assert is_digest(diff_id)
+        return f"{self.ingest}/layer-{hex_of(diff_id)}"
+
+    def fresh(self, kind: str) -> str:
+        """A name below ``ingest`` that nobody uses; ``kind`` is ``tmp`` or ``trash``."""
+        return f"{self.ingest}/{kind}-{secrets.token_hex(8)}"
+
+
+def write_whole(path: str, body: bytes, *, temporary: str, mode: int = 0o644) -> None:
+    """Make a small file appear at once, or replace one.
+
+    Nothing is synced: what a crash of the machine damages is noticed by whoever reads it, since all small files of the
+    store are either verified by their digest or checked when parsed.
+    """
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            view = memoryview(body)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """The identity of this boot of the kernel; empty where the kernel does not tell, which no record matches."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

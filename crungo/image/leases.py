@@ -1,0 +1,80 @@
+"""Leases: content that a running process needs, though no name may lead to it (yet, or any more).
+
+A lease is a file that lists digests and is locked by its process: it ends with the process, whatever ends it. Leases
+are made, and read before something is removed, while the store's lock is held, so that neither misses the other.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from crungo.image.digest import is_digest
+from crungo.image.locks import open_locked, try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from crungo.image.layout import Layout
+
+__all__ = ["Lease", "leased", "remove_stale_leases"]
+
+
+class Lease:
+    """A claim on content, until it is closed. The store's lock must be held while it is made."""
+
+    def __init__(self, layout: Layout, digests: Iterable[str]) -> None:
+        self._path = f"{layout.leases}/{secrets.token_hex(8)}"
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try_lock(self._fd)
+            os.write(self._fd, "".join(f"{digest}\n" for digest in sorted(set(digests))).encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the claim up; again does nothing."""
+        if self._fd >= 0:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def leased(layout: Layout) -> set[str]:
+    """The digests that live processes hold. The store's lock must be held."""
+    found: set[str] = set()
+    for name in os.listdir(layout.leases):
+        path = f"{layout.leases}/{name}"
+        fd = open_locked(path)
+        if fd is not None:  # nobody holds it: its process is gone
+            os.close(fd)
+            continue
+        with suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
+            found.update(line for line in file.read().split() if is_digest(line))
+    return found
+
+
+def remove_stale_leases(layout: Layout) -> int:
+    """Remove what dead processes left; how many there were. The store's lock must be held."""
+    removed = 0
+    for name in os.listdir(layout.leases):
+        path = f"{layout.leases}/{name}"
+        fd = open_locked(path)
+        if fd is not None:
+            os.unlink(path)
+            os.close(fd)
+            removed += 1
+    return removed
