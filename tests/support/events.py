@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "wait_for_exit"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -120,6 +120,11 @@ class Terminal:
         """Column and row of the cursor, both from 0."""
         return self._screen.cursor.x, self._screen.cursor.y
 
+    @property
+    def foreground(self) -> int:
+        """The process group that keys such as Ctrl-C reach; ``process.pid`` is that of the program started here."""
+        return os.tcgetpgrp(self._master)
+
     def expect(self, pattern: str | bytes, timeout: float = 10.0) -> re.Match[bytes]:
         """Read until the output holds this, from the end of the last match on; escape sequences are part of it."""
         regex = re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
