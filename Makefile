@@ -37,10 +37,10 @@ test: check test-unit test-integration ## lint, types, unit and integration test
 test-unit: $(STAMPS)/installed ## tests that need neither root nor a network
 	$(BIN)/python -m pytest tests/unit
 
-test-integration: $(STAMPS)/installed $(STAMPS)/host-test $(STAMPS)/dist $(STAMPS)/debian-12 ## real registry, containers, terminals
+test-integration: $(STAMPS)/installed $(STAMPS)/host-test $(STAMPS)/wheelhouse $(STAMPS)/debian-12 ## real registry, containers, terminals
 	$(ROOT_PYTHON) -m pytest -p no:cacheprovider tests/integration
 
-test-wheel: $(STAMPS)/installed $(STAMPS)/host-test $(STAMPS)/dist $(STAMPS)/debian-12 ## the wheel in a bare Debian 12
+test-wheel: $(STAMPS)/installed $(STAMPS)/host-test $(STAMPS)/wheelhouse $(STAMPS)/debian-12 ## the wheel in a bare Debian 12
 	$(ROOT_PYTHON) -m pytest -p no:cacheprovider tests/integration/test_wheel.py
 
 demo: $(STAMPS)/installed $(STAMPS)/host-demo ## a tour: pull and run from a throw-away registry
@@ -75,6 +75,10 @@ $(STAMPS)/installed: $(STAMPS)/venv $(NATIVE)
 # From a source distribution, so that one which lacks a file fails here.
 $(STAMPS)/dist: $(STAMPS)/installed $(SOURCES) scripts/build_dist.py
 	@$(BIN)/python scripts/build_dist.py
+	@touch $@
+
+$(STAMPS)/wheelhouse: $(STAMPS)/dist scripts/wheelhouse.py
+	@$(BIN)/python scripts/wheelhouse.py
 	@touch $@
 
 $(STAMPS)/debian-12: $(STAMPS)/host-test scripts/debian_root.py
