@@ -1,7 +1,7 @@
 """What a caller holds: a running container, a further process inside one, and the result of a run.
 
-A :class:`Container` has the shape of :class:`anyio.abc.Process`: streams, ``wait``, signals, ``returncode``. It lives as
-long as the block that :meth:`crungo.Engine.container` opened; leaving the block, for whatever reason, ends it.
+A :class:`Container` has the shape of :class:`anyio.abc.Process`: streams, ``wait``, signals, ``returncode``. It lives
+as long as the block that :meth:`crungo.Engine.container` opened; leaving the block, for whatever reason, ends it.
 """
 
 from __future__ import annotations
@@ -134,10 +134,10 @@ class Process:
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the size of the terminal; the program gets SIGWINCH."""
-        from crungo.io.pty import set_size
+        from crungo.io.pty import Size, set_size
 
         master = self.stdio.terminal if self.stdio.terminal >= 0 else self._terminal_fd
-        set_size(master, columns, rows)
+        set_size(master, Size(columns, rows))
 
     async def aclose(self) -> None:
         """End the process and wait until nothing of it is left. Shielded, and bounded in time."""
@@ -157,8 +157,8 @@ class Process:
 
     # From here on for the engine.
 
-    async def _launch(self, ask: Callable[[], None] | None, until: str) -> None:
-        """Wait, in a worker thread, until the process was created or started.
+    async def _launch(self, ask: Callable[[], None], until: str) -> None:
+        """Ask, and wait, in a worker thread, until the process was created or started.
 
         Cancelling orders the end through the channel, which also ends the wait: the thread is never abandoned, because
         it would go on reading.
@@ -181,9 +181,8 @@ class Process:
             group.cancel_scope.cancel()
         self._raise_failure()
 
-    def _read_until(self, ask: Callable[[], None] | None, until: str) -> None:
-        if ask is not None:
-            ask()
+    def _read_until(self, ask: Callable[[], None], until: str) -> None:
+        ask()
         while until not in self._events and not self._events.keys() & {"error", "gone"}:
             self._take(*self._channel.receive())
 

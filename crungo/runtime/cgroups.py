@@ -11,8 +11,6 @@ import errno
 import os
 import time
 
-import _signal
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["directories", "kill", "path_of", "remove"]
 
 ROOT = "/sys/fs/cgroup"
+SIGKILL = 9
 PATIENCE = 2.0
 """Seconds to wait for killed processes to leave: v1 has no event for it."""
 
@@ -46,7 +45,7 @@ def kill(identifier: str) -> None:
         for directory in _below(top):
             for pid in _processes(directory):
                 try:
-                    os.kill(pid, _signal.SIGKILL)
+                    os.kill(pid, SIGKILL)
                 except ProcessLookupError:
                     pass
 

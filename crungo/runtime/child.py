@@ -7,11 +7,10 @@ descriptor of another.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
 import sys
-
-import _socket
 
 from crungo.errors import CrungoError, LibcrunError
 from crungo.runtime import cgroups, rootfs, syscalls, wire
@@ -70,7 +69,10 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     os.chdir(directory)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     layers = request["layers"]
-    target = rootfs.bind_directory(request["rootfs"], directory) if layers is None else rootfs.assemble_overlay(layers, directory)
+    if layers is None:
+        target = rootfs.bind_directory(request["rootfs"], directory)
+    else:
+        target = rootfs.assemble_overlay(layers, directory)
     for name, content in request["files"].items():
         _write(f"{directory}/{name}", content)
     spec = Spec(request["spec"])
@@ -151,7 +153,7 @@ class _Console:
 
     def take_master(self) -> int:
         """The PTY's master: it was sent before libcrun's call returned, so nothing waits here."""
-        fd, _ = self._socket._accept()
+        fd, _ = self._socket._accept()  # type: ignore[attr-defined]  # the socket module would take 6 ms to import
         connection = _socket.socket(fileno=fd)
         _, ancillary, _, _ = connection.recvmsg(64, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
         connection.close()

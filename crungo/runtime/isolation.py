@@ -1,21 +1,19 @@
 """How a spawner is set apart, before it serves: the first and the second start of its interpreter.
 
 In the first, it leaves the caller's descriptors, directory, signals and mount namespace, and mounts its own interpreter
-read-only upon itself; in the second, it runs from that mount. A program inside a container that reaches the interpreter
-through ``/proc/self/exe`` (as the entrypoint, a script's or a binary's interpreter, or while something is executed inside)
-finds a file that cannot be written (CVE-2019-5736). libcrun's own answer, a copy in memory, costs more each time and
-breaks interpreters that find their libraries relative to themselves.
+read-only upon itself; in the second, it runs from that mount. A program inside a container that reaches the
+interpreter through ``/proc/self/exe`` (as the entrypoint, a script's or a binary's interpreter, or while something is
+executed inside) finds a file that cannot be written (CVE-2019-5736). libcrun's own answer, a copy in memory, costs
+more each time and breaks interpreters that find their libraries relative to themselves.
 
 Called by ``python -I -S -c … ROOT RUN PATH…`` with the control socket as descriptor 3.
 """
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
-
-import _signal
-import _socket
 
 from crungo.runtime import syscalls, wire
 
@@ -41,7 +39,9 @@ def main() -> NoReturn:
         executable = os.readlink("/proc/self/exe")
         syscalls.mount(executable, executable, None, syscalls.MS_BIND)
         syscalls.mount("none", executable, None, syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
-        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", SECOND, *sys.argv[1:]])
+        os.execv(  # noqa: S606 - an interpreter, without a shell, is what is wanted
+            sys.executable, [sys.executable, "-I", "-S", "-c", SECOND, *sys.argv[1:]]
+        )
     except BaseException as error:
         wire.send(control, {"event": "died", "message": f"{type(error).__name__}: {error}"})
         os._exit(1)
@@ -55,7 +55,7 @@ def second() -> NoReturn:
 
         os.set_inheritable(CONTROL_FD, False)
         for signum in spawner.IGNORED:
-            _signal.signal(signum, _signal.SIG_IGN)
+            syscalls.set_signal(signum, ignored=True)
         syscalls.set_name("crungo-spawner")
         syscalls.set_child_subreaper()
         spawner.Spawner(control, sys.argv[1], sys.argv[2]).serve()
@@ -84,7 +84,7 @@ def _make_cgroups_v1() -> None:
     """Make a hybrid layout, whose v2 tree libcrun refuses when it has controllers, look like plain v1 in here.
 
     Unmounting the v2 tree is not enough: libcrun would take the empty directory below it, which is the host's, for a
-    hierarchy, and make directories and files in it. So the v1 trees move to a tmpfs of ours, which has no such directory.
+    hierarchy, and make directories and files in it. So the v1 trees move to a tmpfs of ours without such a directory.
     """
     unified = f"{CGROUPS}/unified"
     syscalls.umount(unified, syscalls.MNT_DETACH)

@@ -94,7 +94,7 @@ class Libcrun:
         self._call("delete", lib.libcrun_container_delete, self._context, ffi.NULL, self._strings["id"], True)
 
     def execute(self, process_file: str, *, pid_file: str, console_socket: str | None = None) -> None:
-        """Start a further process, an OCI ``process`` object in ``process_file``; its pid is written to ``pid_file``."""
+        """Start a further process, an OCI ``process`` object in a file; its pid is written to ``pid_file``."""
         self._set("pid_file", pid_file)
         if console_socket is not None:
             self._set("console_socket", console_socket)
@@ -108,7 +108,8 @@ class Libcrun:
 
     def update(self, resources: bytes) -> None:
         """Set limits: the text of an OCI ``linux.resources`` object."""
-        self._call("update", lib.libcrun_container_update, self._context, self._strings["id"], resources, len(resources))
+        arguments = (self._context, self._strings["id"], resources, len(resources))
+        self._call("update", lib.libcrun_container_update, *arguments)
 
     def pause(self) -> None:
         """Freeze every process of the container."""

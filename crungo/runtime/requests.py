@@ -6,11 +6,10 @@ loop. One of the two reads a channel at any time, never both.
 
 from __future__ import annotations
 
-import os
-import sys
-
-import _signal
 import _socket
+import os
+import signal
+import sys
 
 from crungo import errors
 from crungo.runtime import wire
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from crungo.paths import Roots
 
-__all__ = ["Channel", "SpawnerProcess", "error_from"]
+__all__ = ["Channel", "Request", "SpawnerProcess", "error_from"]
 
 BOOTSTRAP = "import sys; sys.path += sys.argv[3:]; from crungo.runtime.isolation import main; main()"
 CONTROL_FD = 3
@@ -61,23 +60,23 @@ class SpawnerProcess:
                 ],
                 setsid=True,  # a terminal's signals and hang-up are the engine's business
                 setsigmask=(),
-                setsigdef=(_signal.SIGPIPE, _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGCHLD),
+                setsigdef=(
+                    signal.SIGPIPE,
+                    signal.SIGINT,
+                    signal.SIGTERM,
+                    signal.SIGHUP,
+                    signal.SIGQUIT,
+                    signal.SIGCHLD,
+                ),
             )
         finally:
             theirs.close()
         return cls(ours, pid)
 
-    def open(self, message: dict[str, Any], fds: Sequence[int] = ()) -> Channel:
-        """Send a request with a fresh channel; blocks while the spawner is busy with earlier ones."""
+    def request(self, message: dict[str, Any], fds: Sequence[int] = ()) -> tuple[Channel, Request]:
+        """A request with a fresh channel, yet to be sent. ``fds`` stay the caller's, and open until it is sent."""
         ours, theirs = wire.pair()
-        try:
-            sent = wire.send(self.control, message, [theirs.fileno(), *fds])
-        finally:
-            theirs.close()
-        if not sent:
-            ours.close()
-            raise self.died()
-        return Channel(ours, self)
+        return Channel(ours, self), Request(self, message, theirs, fds)
 
     def died(self) -> errors.SpawnerDied:
         """The error for a spawner that is gone, with its last words if it left any."""
@@ -106,6 +105,29 @@ class SpawnerProcess:
         self.pidfd = -1
 
 
+class Request:
+    """A request to send once, from a worker thread."""
+
+    def __init__(
+        self, spawner: SpawnerProcess, message: dict[str, Any], channel: _socket.socket, fds: Sequence[int]
+    ) -> None:
+        self._spawner = spawner
+        self._message = message
+        self._channel = channel
+        self._fds = fds
+
+    def send(self) -> None:
+        """Send it; blocks while the spawner is busy with earlier ones."""
+        sent = wire.send(self._spawner.control, self._message, [self._channel.fileno(), *self._fds])
+        self.close()
+        if not sent:
+            raise self._spawner.died()
+
+    def close(self) -> None:
+        """Close the spawner's end of the channel: it has its own by now, or never will."""
+        self._channel.close()
+
+
 class Channel:
     """Our end of the channel of one container or task. Closing it ends what it belongs to."""
 
@@ -120,6 +142,20 @@ class Channel:
         """Send a request about what the channel belongs to; blocks while the spawner is busy."""
         if not wire.send(self._socket, message):
             raise self._spawner.died()
+
+    def send_if_room(self, message: dict[str, Any]) -> bool:
+        """Send a request unless that would block; False when it would, or when nobody listens any more."""
+        try:
+            return wire.send(self._socket, message, flags=_socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+
+    def drain(self) -> bool:
+        """Discard one event; False at the end of the channel."""
+        message, fds = wire.recv(self._socket)
+        for fd in fds:
+            os.close(fd)
+        return message is not None
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Wait for the next event, in a worker thread or when the channel is readable."""

@@ -28,8 +28,8 @@ def assemble_overlay(layers: Sequence[str], directory: str) -> str:
     Layers are named by descriptor, ``fd/12``, relative to ``/proc/self``: mount(2) takes one page of options, which
     full paths of some forty layers would already overflow, and a name like this holds neither ``:`` nor ``,``.
 
-    ``volatile`` leaves out every sync (kernel document filesystems/overlayfs): the upper directory dies with the container,
-    and without it the kernel would write the whole file system back when the overlay is unmounted.
+    ``volatile`` leaves out every sync (kernel document filesystems/overlayfs): the upper directory dies with the
+    container, and without it the kernel would write the whole file system back when the overlay is unmounted.
     """
     target = f"{directory}/rootfs"
     upper, work = f"{directory}/upper", f"{directory}/work"
@@ -50,7 +50,7 @@ def assemble_overlay(layers: Sequence[str], directory: str) -> str:
     except OSError as error:
         raise HostError(
             f"mount the container's root: {error.strerror}",
-            hint="the store must be on a file system that can hold an overlay's upper directory (ext4, xfs, btrfs, tmpfs)",
+            hint="the store must be on a file system that can hold an overlay's upper directory (ext4, xfs, tmpfs)",
         ) from error
     finally:
         os.fchdir(before)
@@ -78,8 +78,8 @@ def open_root(target: str) -> int:
 def require_directories(root: int, *, repair: bool) -> None:
     """Make sure that ``/dev``, ``/proc`` and ``/sys`` are real directories, before anything is mounted on them.
 
-    A symbolic link there would send libcrun's mounts and device nodes to where the image says (CVE-2026-47766). In an
-    overlay it is replaced, which touches only the upper layer; a directory of the host is never changed.
+    A symbolic link there would send libcrun's mounts and device nodes to where the image says (CVE-2026-47766). In
+    an overlay it is replaced, which touches only the upper layer; a directory of the host is never changed.
     """
     for name in KEEP_REAL:
         try:

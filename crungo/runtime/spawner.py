@@ -1,25 +1,24 @@
 """The spawner: the small, single-threaded process that owns containers and does what needs privilege.
 
-It waits in one epoll for: requests, its channels, its children's reports, and the end of processes (as pidfds, so that
-no signal handler is needed). Whatever may take time or run foreign code happens in a fork of it. It imports next to
-nothing, because every container start forks it.
+It waits in one epoll for: requests, its channels, its children's reports, and the end of processes (as pidfds, so
+that no signal handler is needed). Whatever may take time or run foreign code happens in a fork of it. It imports next
+to nothing, because every container start forks it.
 
-Ownership is a descriptor: the engine's end of a channel. When that closes, the container is killed and removed; when the
-control socket closes, the engine is gone and the spawner ends with its last container.
+Ownership is a descriptor: the engine's end of a channel. When that closes, the container is killed and removed; when
+the control socket closes, the engine is gone and the spawner ends with its last container.
 """
 
 from __future__ import annotations
 
+import _socket
 import gc
 import os
 import resource
 import select
 import sys
 
-import _signal
-import _socket
-
-from crungo.runtime import child, wire
+from crungo.errors import ContainerError
+from crungo.runtime import child, syscalls, wire
 from crungo.runtime.libcrun import Handlers
 from crungo.runtime.state import Places, remove_tree
 
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["IGNORED", "Spawner"]
 
-IGNORED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE)
+SIGKILL = 9
+IGNORED = (1, 2, 3, 13, 15, 25)
+"""SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTERM: its end is the closing of a socket. SIGXFSZ: Python ignores it."""
 
 
 class Spawner:
@@ -84,7 +85,7 @@ class Spawner:
             code = 1
             try:
                 for signum in IGNORED:
-                    _signal.signal(signum, _signal.SIG_DFL)
+                    syscalls.set_signal(signum, ignored=False)
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
                 work()
                 code = 0
@@ -122,7 +123,6 @@ class Spawner:
     def _sweep(self) -> None:
         """Remove what owners that were killed, together with their spawner, have left."""
         for claim in self.places.leftovers():
-
             self._remove(claim)
 
     def _remove(self, claim: Claim) -> None:
@@ -177,7 +177,7 @@ class Task:
             ours.close()
             self.working = False
             if code and not self.failed:
-                self._fail({"event": "error", "kind": "ContainerError", "message": f"create container: helper ended with {code}"})
+                self._fail(child.failure(ContainerError(f"create container: its helper ended with {code}")))
             if self.failed:
                 self._kill()
             self._settle()
@@ -238,7 +238,7 @@ class Task:
     def _kill(self) -> None:
         if self.pidfd >= 0:
             try:
-                _signal.pidfd_send_signal(self.pidfd, _signal.SIGKILL)
+                syscalls.send_signal(self.pidfd, SIGKILL)
             except ProcessLookupError:
                 pass
 
@@ -255,7 +255,8 @@ class Task:
             self.spawner.close(self.pidfd)
             self.pidfd = -1
             signaled = ended.si_code != os.CLD_EXITED
-            self.tell({"event": "exited", "code": 128 + ended.si_status if signaled else ended.si_status, "signal": ended.si_status if signaled else 0})
+            code = 128 + ended.si_status if signaled else ended.si_status
+            self.tell({"event": "exited", "code": code, "signal": ended.si_status if signaled else 0})
         if self.status >= 0:
             self.spawner.close(self.status)
             self.status = -1
@@ -288,7 +289,7 @@ class Container(Task):
 
             def ended(code: int) -> None:
                 if code:
-                    self._fail({"event": "error", "kind": "ContainerError", "message": "start container: libcrun failed"})
+                    self._fail(child.failure(ContainerError("start container: libcrun failed")))
                     self._kill()
 
             self.spawner.fork(lambda: child.start(self.claim.places, self.claim.identifier), ended)

@@ -181,7 +181,7 @@ def _move_up(name: str, directory: int, top: int) -> None:
 
 
 def _lock(directory: str) -> int | None:
-    """A descriptor that holds the directory's lock; None when somebody else does, or when there is no such directory."""
+    """A descriptor that holds the directory's lock; None when somebody else does, or there is no such directory."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -27,8 +27,10 @@ __all__ = [
     "close_range",
     "mount",
     "openat2",
+    "send_signal",
     "set_child_subreaper",
     "set_name",
+    "set_signal",
     "umount",
     "unshare",
 ]
@@ -69,7 +71,8 @@ def umount(target: str, flags: int = 0) -> None:
 def openat2(directory: int, path: str | bytes, flags: int, *, resolve: int = RESOLVE_IN_ROOT, mode: int = 0) -> int:
     """Open ``path`` below the directory descriptor, which is its root: no ``..``, link or magic link leaves it."""
     return _check(
-        lib.crungo_openat2(directory, os.fsencode(path), flags | os.O_CLOEXEC, mode, resolve | RESOLVE_NO_MAGICLINKS), path
+        lib.crungo_openat2(directory, os.fsencode(path), flags | os.O_CLOEXEC, mode, resolve | RESOLVE_NO_MAGICLINKS),
+        path,
     )
 
 
@@ -87,6 +90,16 @@ def set_name(name: str) -> None:
     """Name the calling thread, as ``ps`` shows it: 15 bytes at most."""
     buffer = ffi.new("char[]", name.encode()[:15])
     _check(lib.prctl(PR_SET_NAME, int(ffi.cast("uintptr_t", buffer)), 0, 0, 0))
+
+
+def send_signal(pidfd: int, signum: int) -> None:
+    """Send a signal to the process of a pidfd."""
+    _check(lib.crungo_pidfd_send_signal(pidfd, signum))
+
+
+def set_signal(signum: int, *, ignored: bool) -> None:
+    """Ignore a signal, or give it its default action back; Python's own signal module takes a while to import."""
+    _check(lib.crungo_set_signal(signum, ignored))
 
 
 def _check(result: int, path: str | bytes | None = None) -> int:

@@ -12,12 +12,11 @@ A message too large for a packet travels in a memfd(2), passed as the first desc
 
 from __future__ import annotations
 
+import _socket
 import errno
 import marshal
 import os
 import sys
-
-import _socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,17 +40,20 @@ def pair() -> tuple[_socket.socket, _socket.socket]:
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
 
 
-def send(sock: _socket.socket, message: Message, fds: Sequence[int] = ()) -> bool:
-    """Send one message; False when the other side is gone. Blocks while the socket's buffer is full."""
+def send(sock: _socket.socket, message: Message, fds: Sequence[int] = (), flags: int = 0) -> bool:
+    """Send one message; False when the other side is gone.
+
+    Blocks while the socket's buffer is full, unless ``flags`` (send(2)) say otherwise.
+    """
     body = marshal.dumps(message)
     if len(body) <= INLINE_LIMIT:
-        return _sendmsg(sock, _INLINE + body, fds)
+        return _sendmsg(sock, _INLINE + body, fds, flags)
     memfd = os.memfd_create("crungo-message", os.MFD_CLOEXEC)
     try:
         view = memoryview(body)
         while view:
             view = view[os.write(memfd, view) :]
-        return _sendmsg(sock, _BY_MEMFD, [memfd, *fds])
+        return _sendmsg(sock, _BY_MEMFD, [memfd, *fds], flags)
     finally:
         os.close(memfd)
 
@@ -71,18 +73,16 @@ def recv(sock: _socket.socket) -> tuple[Message | None, list[int]]:
     for level, kind, content in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             fds += [
-                int.from_bytes(content[at : at + 4], sys.byteorder) for at in range(0, len(content) - len(content) % 4, 4)
+                int.from_bytes(content[at : at + 4], sys.byteorder)
+                for at in range(0, len(content) - len(content) % 4, 4)
             ]
     try:
         if not data:
             return None, []
         if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
             raise OSError(errno.EMSGSIZE, "message or descriptors cut off: too many open files?")
-        if data[:1] == _BY_MEMFD:
-            body = _read_all(fds.pop(0))
-        else:
-            body = data[1:]
-        message: Message = marshal.loads(body)
+        body = _read_all(fds.pop(0)) if data[:1] == _BY_MEMFD else data[1:]
+        message: Message = marshal.loads(body)  # noqa: S302 - from our own process; see above
         taken, fds = fds, []
         return message, taken
     finally:
@@ -90,13 +90,13 @@ def recv(sock: _socket.socket) -> tuple[Message | None, list[int]]:
             os.close(fd)
 
 
-def _sendmsg(sock: _socket.socket, data: bytes, fds: Sequence[int]) -> bool:
+def _sendmsg(sock: _socket.socket, data: bytes, fds: Sequence[int], flags: int) -> bool:
     ancillary = []
     if fds:
         packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
         ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed))
     try:
-        sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL)
+        sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL | flags)
     except (BrokenPipeError, ConnectionResetError):
         return False
     return True

@@ -46,6 +46,8 @@ STAMP = "crungo-built"
 # The function that re-executes whatever program loads libcrun; native/crun.c defines it to do nothing, and says why.
 OMITTED = "libcrun_la-cloned_binary.o"
 
+RECIPE = "\n".join([CFLAGS, *CONFIGURE, OMITTED])
+
 
 class BuildError(SystemExit):
     """The build cannot go on; the message says what is missing and what to do."""
@@ -63,7 +65,7 @@ def libcrun() -> Path:
     else:
         tree = cache / f"crun-{hashlib.sha256(os.fsencode(origin)).hexdigest()[:12]}"
     with _lock(cache):
-        if not (tree / STAMP).is_file():
+        if not _is_built(tree):
             shutil.rmtree(tree, ignore_errors=True)
             if origin is not None:
                 shutil.copytree(origin, tree, symlinks=True)
@@ -71,6 +73,12 @@ def libcrun() -> Path:
                 _unpack(_download(cache), tree)
             _build(tree)
     return tree
+
+
+def _is_built(tree: Path) -> bool:
+    """Whether the tree was built, and in the way that is described here."""
+    stamp = tree / STAMP
+    return stamp.is_file() and stamp.read_text() == RECIPE
 
 
 def cache_folder() -> Path:
@@ -113,7 +121,7 @@ def _build(tree: Path) -> None:
     if missing:
         raise BuildError(f"building libcrun: {', '.join(missing)} not made (see {log})")
     _run(["ar", "d", str(tree / ARCHIVES[0]), OMITTED])
-    (tree / STAMP).touch()
+    (tree / STAMP).write_text(RECIPE)
 
 
 def _download(cache: Path) -> Path:

@@ -1,6 +1,7 @@
 #include "syscalls.h"
 
 #include <linux/openat2.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,7 +20,13 @@ crungo_openat2 (int directory, const char *path, uint64_t flags, uint64_t mode, 
 }
 
 int
-crungo_pidfd_send_signal (int pidfd, int signal)
+crungo_pidfd_send_signal (int pidfd, int signum)
 {
-  return (int) syscall (SYS_pidfd_send_signal, pidfd, signal, 0, 0);
+  return (int) syscall (SYS_pidfd_send_signal, pidfd, signum, 0, 0);
+}
+
+int
+crungo_set_signal (int signum, int ignored)
+{
+  return signal (signum, ignored ? SIG_IGN : SIG_DFL) == SIG_ERR ? -1 : 0;
 }

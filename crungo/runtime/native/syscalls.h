@@ -17,6 +17,9 @@ int crungo_close_range (unsigned int first, unsigned int last, unsigned int flag
 int crungo_openat2 (int directory, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 
 /* pidfd_send_signal(2) with neither siginfo nor flags. */
-int crungo_pidfd_send_signal (int pidfd, int signal);
+int crungo_pidfd_send_signal (int pidfd, int signum);
+
+/* Ignore a signal, or give it its default action back. */
+int crungo_set_signal (int signum, int ignored);
 
 #endif

@@ -1,0 +1,151 @@
+"""``crungo run``: a container of its own, with the user's terminal or streams connected, for as long as it lives."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+
+from crungo.engine import Engine
+from crungo.errors import UsageError
+from crungo.io.fds import Fd, ensure_standard_fds, pipe
+from crungo.io.pump import Pump
+from crungo.io.session import interact, proxy
+from crungo.io.signals import forward_signals
+from crungo.io.terminal import RawTerminal, is_terminal, terminal_size
+from crungo.io.winch import window_sizes
+
+if TYPE_CHECKING:
+    from crungo.cli.run_options import RunOptions
+    from crungo.container import Container
+    from crungo.paths import Roots
+    from crungo.runtime.requests import SpawnerProcess
+
+__all__ = ["execute"]
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+def execute(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None = None) -> int:
+    """Run the container; returns its exit code. Errors are raised for the caller to print."""
+    ensure_standard_fds()
+    if options.config.tty and options.config.stdin and not is_terminal(STDIN):
+        raise UsageError("the input device is not a TTY")
+    return anyio.run(_run, options, roots, spawner)
+
+
+async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None) -> int:
+    with ExitStack() as stack:
+        cidfile = stack.enter_context(_CidFile(options.cidfile)) if options.cidfile else None
+        progress = None if options.quiet else stack.enter_context(_progress())
+        async with (
+            Engine(root=roots.root, run=roots.run, progress=progress, spawner=spawner) as engine,
+            anyio.create_task_group() as group,
+        ):
+            container = await _create(engine, options, group)
+            try:
+                if cidfile is not None:
+                    cidfile.write(container.id)
+                return await _attend(container, options, group)
+            finally:
+                await container.aclose()
+                group.cancel_scope.cancel()
+    raise AssertionError("unreachable")
+
+
+async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGroup) -> Container:
+    config = options.config
+    if config.tty:
+        from dataclasses import replace
+
+        size = terminal_size(STDOUT) or terminal_size(STDIN)
+        config = replace(config, size=None if size is None or not all(size) else (size.columns, size.rows))
+    if not options.crun_debug:
+        return await engine.create(config)
+    reader, writer = pipe()
+    reader.set_nonblocking()
+    group.start_soon(_show_log, reader)
+    try:
+        return await engine.create(config, log=writer.fileno())
+    finally:
+        writer.close()
+
+
+async def _show_log(reader: Fd) -> None:
+    """libcrun's log to stderr; its lines are written whole, so that they arrive whole."""
+    with reader, anyio.CancelScope(shield=True):  # ends by itself, when the last process of libcrun's has
+        await Pump(reader.fileno(), STDERR).run()
+
+
+async def _attend(container: Container, options: RunOptions, group: anyio.abc.TaskGroup) -> int:
+    """Connect the container until its end; returns its exit code."""
+    exited = anyio.Event()
+
+    async def watch() -> None:
+        await container.wait()
+        exited.set()
+
+    async def send(signum: int) -> None:
+        container.send_signal(signum)
+
+    group.start_soon(watch)
+    if options.sig_proxy:
+        await group.start(lambda *, task_status: forward_signals(send, task_status=task_status))
+    if options.config.tty:
+        ended = await _terminal(container, options)
+        if not ended:
+            return 129 if container.returncode is None else container.returncode
+    else:
+        stdin = container.stdio.take("stdin")
+        await proxy(
+            stdin=None if stdin < 0 else (STDIN, Fd(stdin)),
+            stdout=(Fd(container.stdio.take("stdout")), STDOUT),
+            stderr=(Fd(container.stdio.take("stderr")), STDERR),
+            exited=exited,
+        )
+    return await container.wait()
+
+
+async def _terminal(container: Container, options: RunOptions) -> bool:
+    """Connect the user's terminal; False when that went away before the container did."""
+    master = Fd(container.stdio.take("terminal"))
+    with master, ExitStack() as stack:
+        own = next((fd for fd in (STDIN, STDOUT) if is_terminal(fd)), None)
+        modes = None
+        resizes = None
+        if own is not None:
+            resizes = stack.enter_context(window_sizes(own))
+            if options.config.stdin and is_terminal(STDIN):
+                modes = stack.enter_context(RawTerminal(STDIN)).modes
+        result = await interact(
+            master, stdin=STDIN if options.config.stdin else None, stdout=STDOUT, resizes=resizes, modes=modes
+        )
+    return result.reason == "ended"
+
+
+class _CidFile:
+    """The file that gets the container's id: made before anything else, removed when there is no container."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+        self._written = False
+
+    def __enter__(self) -> _CidFile:
+        try:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            why = "it exists; remove it, or name another" if isinstance(error, FileExistsError) else error.strerror
+            raise UsageError(f"--cidfile {self._path}: {why}") from None
+        return self
+
+    def write(self, identifier: str) -> None:
+        os.write(self._fd, identifier.encode())
+        self._written = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        os.close(self._fd)
+        if not self._written:
+            os.unlink(self._path)
