@@ -1,0 +1,182 @@
+"""Ends that bytes are read from and written to without ever blocking, whoever owns the descriptor.
+
+Invariant: ``read_into`` and ``write`` return at once or raise BlockingIOError, and the flags of the descriptor
+that was given are what they were. How, depends on what is behind it:
+
+* non-blocking already: plain read(2) and write(2);
+* a socket: ``MSG_DONTWAIT`` on a duplicate;
+* a pipe or terminal: opened anew, non-blocking (``fds.reopen``);
+* a regular file, /dev/null: always ready, as poll(2) sees it (a slow disk can still make a read take time);
+* what is left (a blocking terminal of another user): poll(2) first, then little enough to fit.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from crungo.io.fds import Fd, Kind, kind_of, reopen
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["GONE", "Sink", "Source", "write_all"]
+
+# The other side is not there any more: a pipe or socket without reader; a terminal that was hung up (EIO, ENXIO);
+# a descriptor that was closed before we started (EBADF).
+GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF, errno.ENXIO})
+
+# A pipe that poll(2) calls writable has room for PIPE_BUF bytes (pipe(7)). A terminal promises one byte; in
+# practice its driver has several hundred free then, and what blocks is brief: until the emulator reads.
+_POLLED_WRITE: Final = {Kind.PIPE: select.PIPE_BUF}
+_POLLED_WRITE_OTHER: Final = 256
+
+
+class _End:
+    """What both directions share: the classification, and the means that it asks for."""
+
+    __slots__ = ("_owned", "_polled", "_socket", "fd", "kind")
+
+    _access: int
+    _event: int
+
+    def __init__(self, fd: int) -> None:
+        self.kind = kind_of(fd)
+        self.fd = fd  # what is read, written and waited for
+        self._owned: Fd | None = None
+        self._socket: socket.socket | None = None
+        self._polled = False
+        if self.kind in (Kind.CLOSED, Kind.READY) or not os.get_blocking(fd):
+            return
+        if self.kind is Kind.SOCKET:
+            self._socket = _borrow_socket(fd)
+            self.fd = self._socket.fileno()
+            return
+        self._owned = reopen(fd, self.kind, self._access)
+        if self._owned is not None:
+            self.fd = self._owned.fileno()
+        else:
+            self._polled = True
+
+    def close(self) -> None:
+        """Give back what was opened for this end; the given descriptor stays as it is."""
+        if self._socket is not None:
+            self._socket.close()
+        if self._owned is not None:
+            self._owned.close()
+
+    def _check_ready(self) -> None:
+        if self._polled and not is_ready(self.fd, self._event):
+            raise BlockingIOError(errno.EAGAIN, "not ready")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Source(_End):
+    """An end to read from."""
+
+    __slots__ = ()
+
+    _access = os.O_RDONLY
+    _event = select.POLLIN
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read up to ``len(buffer)`` bytes; 0 is the end. BlockingIOError when there is nothing yet.
+
+        A terminal that is gone (EIO: the last slave of a PTY was closed, or the terminal was hung up), a connection
+        that was reset and a descriptor that was closed before have ended too.
+        """
+        if self.kind is Kind.CLOSED:
+            return 0
+        try:
+            if self._socket is not None:
+                return self._socket.recv_into(buffer, len(buffer), socket.MSG_DONTWAIT)
+            self._check_ready()
+            return os.readv(self.fd, (buffer,))
+        except ConnectionResetError:
+            return 0
+        except OSError as error:
+            if self.kind is Kind.TERMINAL and error.errno in (errno.EIO, errno.ENXIO):
+                return 0
+            raise
+
+    async def wait(self) -> None:
+        """Wait until reading is worth a try. ClosedResourceError, BusyResourceError as anyio raises them."""
+        if self.kind in (Kind.CLOSED, Kind.READY):
+            await checkpoint()
+        else:
+            await anyio.wait_readable(self.fd)
+
+
+class Sink(_End):
+    """An end to write to."""
+
+    __slots__ = ()
+
+    _access = os.O_WRONLY
+    _event = select.POLLOUT
+
+    def write(self, data: memoryview) -> int:
+        """Write what fits, at least one byte. BlockingIOError when nothing fits; OSError with an errno of ``GONE``
+        when nobody will ever read it (a vanished terminal's EIO is reported as EPIPE)."""
+        if self.kind is Kind.CLOSED:
+            raise BrokenPipeError(errno.EPIPE, "the descriptor is closed")
+        try:
+            if self._socket is not None:
+                return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._check_ready()
+            if self._polled:
+                data = data[: _POLLED_WRITE.get(self.kind, _POLLED_WRITE_OTHER)]
+            return os.write(self.fd, data)
+        except OSError as error:
+            if self.kind is Kind.TERMINAL and error.errno == errno.EIO:
+                raise BrokenPipeError(errno.EPIPE, "the terminal is gone") from error
+            raise
+
+    async def wait(self) -> None:
+        """Wait until writing is worth a try. ClosedResourceError, BusyResourceError as anyio raises them."""
+        if self.kind in (Kind.CLOSED, Kind.READY):
+            await checkpoint()
+        else:
+            await anyio.wait_writable(self.fd)
+
+
+def is_ready(fd: int, event: int) -> bool:
+    """Whether ``event`` (``select.POLLIN`` or ``POLLOUT``), an error or a hang-up is there now; never waits."""
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(0))
+
+
+async def write_all(sink: Sink, data: memoryview) -> None:
+    """Write all of ``data``, waiting where needed. OSError as ``Sink.write`` raises it."""
+    while data:
+        try:
+            data = data[sink.write(data) :]
+        except BlockingIOError:
+            await sink.wait()
+
+
+def _borrow_socket(fd: int) -> socket.socket:
+    """A socket object over a duplicate of ``fd``, in blocking mode as the given one is."""
+    duplicate = os.dup(fd)
+    try:
+        borrowed = socket.socket(fileno=duplicate)
+    except BaseException:
+        os.close(duplicate)
+        raise
+    if borrowed.gettimeout() is not None:
+        # socket.setdefaulttimeout() was called in this process: the constructor has just set O_NONBLOCK.
+        borrowed.settimeout(None)
+    return borrowed

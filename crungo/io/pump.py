@@ -1,0 +1,262 @@
+"""Moving bytes from one descriptor to another, on the caller's loop, until the source ends.
+
+Invariant: every byte that was taken from the source is written to the sink, in order and unchanged, unless the sink
+refuses it or the pump is cancelled; neither descriptor is closed, nor its flags changed.
+
+From a pipe to a pipe or file the kernel moves the pages itself (splice(2)); ``SPLICE_F_NONBLOCK`` makes that safe
+on blocking descriptors. Everything else is copied through one buffer per thread: between a read and the write that
+follows there is no await, and only what the sink did not take is kept, so that a thousand idle pumps hold no
+buffers. A regular file is copied too, although it could be spliced: its pages in a pipe would be the host's
+page cache itself, in the hands of the container.
+
+The process must ignore SIGPIPE, as Python does unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from crungo.io.endpoints import GONE, Sink, Source
+from crungo.io.fds import Kind, is_pty_master, kind_of, widen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Ending", "Pump", "PumpResult", "pump"]
+
+Ending = Literal["eof", "finished", "sink-gone", "source-failed", "sink-failed"]
+
+_COPY: Final = 256 << 10  # bytes of the shared buffer
+_SPLICE: Final = 1 << 20  # bytes asked of one splice(2)
+_WIDEN_AFTER: Final = 1 << 20  # bytes moved before the pipes are made larger
+_WIDE: Final = 1 << 20  # bytes
+_SLICE: Final = 250_000  # nanoseconds that a pump may run while it never has to wait
+
+# Splice is not for these two (splice(2): EINVAL), or a sandbox forbids it: copy instead.
+_NOT_SPLICED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+
+_local = threading.local()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PumpResult:
+    """How a pump ended, and after how many bytes.
+
+    ``eof``: the source has ended and the sink has everything. ``finished``: ``Pump.finish`` was called and nothing
+    more was at hand. ``sink-gone``: nobody reads the sink any more. ``source-failed`` and ``sink-failed``:
+    ``error`` says why (a directory was read, a disk is full).
+    """
+
+    moved: int
+    ending: Ending
+    error: OSError | None = None
+
+
+class Pump:
+    """One direction: from the descriptor ``source`` to the descriptor ``sink``, both only lent.
+
+    ``tap`` sees each chunk before it is written; the view is valid during the call only.
+    """
+
+    __slots__ = ("_deadline", "_finishing", "_idle", "_sink", "_source", "_tap", "moved")
+
+    def __init__(self, source: int, sink: int, *, tap: Callable[[memoryview], None] | None = None) -> None:
+        self._source = source
+        self._sink = sink
+        self._tap = tap
+        self._finishing = False
+        self._idle: anyio.CancelScope | None = None
+        self._deadline = 0
+        self.moved = 0
+
+    def finish(self) -> None:
+        """Let ``run`` end as soon as the source has nothing more at hand, although it has not ended.
+
+        For a program that has exited while a child of its, still alive, holds the other end. To be called on the
+        loop. Nothing that the program wrote is lost: a pipe has it at once, and reading a PTY master first
+        waits for the kernel's queue of pending output to be delivered (n_tty_read).
+        """
+        self._finishing = True
+        if self._idle is not None:
+            self._idle.cancel()
+
+    async def run(self) -> PumpResult:
+        """Move bytes until the source ends. To be called once.
+
+        Raises ``anyio.BusyResourceError`` where another task already waits for the same descriptor, and
+        ``anyio.ClosedResourceError`` where the owner closed it with ``anyio.notify_closing`` meanwhile.
+        """
+        await checkpoint()
+        self._start_slice()
+        if self._tap is None and _can_splice(self._source, self._sink):
+            result = await self._run_splice()
+            if result is not None:
+                return result
+        return await self._run_copy()
+
+    # --- splice ------------------------------------------------------------------------------------------------
+
+    async def _run_splice(self) -> PumpResult | None:
+        """Splice until the end; None when the kernel does not splice these two, with no byte lost."""
+        wide = False
+        contradictions = 0
+        while True:
+            try:
+                count = os.splice(self._source, self._sink, _SPLICE, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                ready = await self._wait_either()
+                if ready == "finished":
+                    return self._end("finished")
+                # Both sides ready and yet EAGAIN: somebody else reads or writes there too. Should it go on, leave
+                # it to the copying loop rather than spin.
+                contradictions = contradictions + 1 if ready == "both" else 0
+                if contradictions > 8:
+                    return None
+                continue
+            except OSError as error:
+                return None if error.errno in _NOT_SPLICED else self._refused(error)
+            if count == 0:
+                return self._end("eof")
+            contradictions = 0
+            self.moved += count
+            if not wide and self.moved >= _WIDEN_AFTER:
+                wide = True
+                # Only now: large pipes count against the user's pipe-user-pages-soft, and most streams are short.
+                widen(self._source, _WIDE)
+                widen(self._sink, _WIDE)
+            await self._yield_if_due()
+
+    async def _wait_either(self) -> Literal["waited", "both", "finished"]:
+        """After EAGAIN: wait for the side that is not ready."""
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
+        poll.register(self._sink, select.POLLOUT)
+        ready = {fd for fd, _ in poll.poll(0)}
+        if self._source not in ready:
+            return "waited" if await self._wait_source_fd() else "finished"
+        if self._sink not in ready:
+            await anyio.wait_writable(self._sink)
+            self._start_slice()
+            return "waited"
+        await checkpoint()
+        self._start_slice()
+        return "both"
+
+    async def _wait_source_fd(self) -> bool:
+        if self._finishing:
+            return False
+        with anyio.CancelScope() as self._idle:
+            await anyio.wait_readable(self._source)
+        self._idle = None
+        self._start_slice()
+        return True
+
+    # --- copy --------------------------------------------------------------------------------------------------
+
+    async def _run_copy(self) -> PumpResult:
+        with Source(self._source) as source, Sink(self._sink) as sink:
+            # The master of a PTY gives at most one page at a time: several reads make one write.
+            gather = source.kind is Kind.TERMINAL and is_pty_master(source.fd)
+            while True:
+                buffer = _scratch()
+                try:
+                    count = _gather(source, buffer) if gather else source.read_into(buffer)
+                except BlockingIOError:
+                    if not await self._wait_source(source):
+                        return self._end("finished")
+                    continue
+                except OSError as error:
+                    return self._end("source-failed", error)
+                if count == 0:
+                    return self._end("eof")
+                if self._tap is not None:
+                    self._tap(buffer[:count])
+                try:
+                    await self._write(sink, buffer[:count])
+                except OSError as error:
+                    return self._refused(error)
+                await self._yield_if_due()
+
+    async def _write(self, sink: Sink, data: memoryview) -> None:
+        left = data
+        while left:
+            try:
+                count = sink.write(left)
+            except BlockingIOError:
+                # The buffer belongs to the thread: what must survive an await has to leave it.
+                left = memoryview(bytes(left)) if left.obj is data.obj else left
+                await sink.wait()
+                self._start_slice()
+            else:
+                self.moved += count
+                left = left[count:]
+
+    async def _wait_source(self, source: Source) -> bool:
+        if self._finishing:
+            return False
+        with anyio.CancelScope() as self._idle:
+            await source.wait()
+        self._idle = None
+        self._start_slice()
+        return True
+
+    # --- both --------------------------------------------------------------------------------------------------
+
+    def _start_slice(self) -> None:
+        self._deadline = time.perf_counter_ns() + _SLICE
+
+    async def _yield_if_due(self) -> None:
+        if time.perf_counter_ns() >= self._deadline:
+            await checkpoint()
+            self._start_slice()
+
+    def _end(self, ending: Ending, error: OSError | None = None) -> PumpResult:
+        return PumpResult(moved=self.moved, ending=ending, error=error)
+
+    def _refused(self, error: OSError) -> PumpResult:
+        return self._end("sink-gone") if error.errno in GONE else self._end("sink-failed", error)
+
+
+async def pump(source: int, sink: int, *, tap: Callable[[memoryview], None] | None = None) -> PumpResult:
+    """Move bytes from ``source`` to ``sink`` until the source ends; see ``Pump``."""
+    return await Pump(source, sink, tap=tap).run()
+
+
+def _can_splice(source: int, sink: int) -> bool:
+    if kind_of(source) is not Kind.PIPE:
+        return False
+    kind = kind_of(sink)
+    if kind is Kind.READY:
+        return not fcntl.fcntl(sink, fcntl.F_GETFL) & os.O_APPEND  # EINVAL, but only once there are bytes
+    return kind is Kind.PIPE
+
+
+def _gather(source: Source, buffer: memoryview) -> int:
+    """Read until nothing is at hand or the buffer is full. An end met on the way will be met again: EIO stays."""
+    count = source.read_into(buffer)
+    while 0 < count < len(buffer):
+        try:
+            more = source.read_into(buffer[count:])
+        except OSError:  # nothing at hand, or an error that the next read will meet again
+            break
+        if more == 0:
+            break
+        count += more
+    return count
+
+
+def _scratch() -> memoryview:
+    buffer: memoryview | None = getattr(_local, "buffer", None)
+    if buffer is None:
+        buffer = _local.buffer = memoryview(bytearray(_COPY))
+    return buffer

@@ -1,0 +1,170 @@
+"""The user's descriptors on one side, a container's on the other, and everything that flows between them.
+
+Knows nothing of containers: it is given a PTY master, or the near ends of three pipes. Invariant: of the user's
+descriptors nothing is closed or changed; the container never gets one of them, only bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+
+from crungo.io.endpoints import Sink, write_all
+from crungo.io.fds import is_hung_up
+from crungo.io.pty import eof_characters, set_size
+from crungo.io.pump import Pump, PumpResult
+from crungo.io.terminal import is_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable
+
+    from crungo.io.fds import Fd
+    from crungo.io.modes import ModeTracker
+    from crungo.io.pty import Size
+
+__all__ = ["InteractResult", "ProxyResult", "interact", "proxy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InteractResult:
+    """Why an interactive session ended, and how its output pump did.
+
+    ``ended``: the container's side of the terminal was closed, all its output is shown. ``hangup``: the user's
+    terminal is gone. ``output-gone``: nobody reads the output any more, or it could not be written
+    (``output.error``). After the latter two the caller ends the container; closing the master is its SIGHUP.
+    """
+
+    reason: Literal["ended", "hangup", "output-gone"]
+    output: PumpResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyResult:
+    """How each direction ended; ``stdin`` is None where there was none or it was cut off by the end of the others."""
+
+    stdin: PumpResult | None
+    stdout: PumpResult
+    stderr: PumpResult
+
+
+async def interact(
+    master: Fd,
+    *,
+    stdin: int | None,
+    stdout: int,
+    resizes: AsyncIterable[Size] | None = None,
+    modes: ModeTracker | None = None,
+    exited: anyio.Event | None = None,
+) -> InteractResult:
+    """Connect the user's ``stdin`` and ``stdout`` to the PTY ``master`` until its other side is closed.
+
+    ``stdin`` None: nothing is read (``-t`` without ``-i``). The end of an stdin that is no terminal is typed as the
+    terminal's end-of-file character. ``resizes`` (``winch.window_sizes``) are applied to the master; ``modes``
+    (``RawTerminal.modes``) sees what a terminal is shown. ``exited``: the program has exited, so that what it left in
+    the terminal is shown, and no more is waited for although another process may hold it open (``exec``).
+
+    The master is made non-blocking, and is left open. Raw mode is the caller's (``terminal.RawTerminal``).
+    """
+    master.set_nonblocking()
+    tap = modes.feed if modes is not None and is_terminal(stdout) else None
+    output = Pump(master.fileno(), stdout, tap=tap)
+    hung_up = False
+
+    async def read_input(source: int) -> None:
+        nonlocal hung_up
+        if await _type_input(source, master.fileno()):
+            hung_up = True
+            group.cancel_scope.cancel()
+
+    result: PumpResult | None = None
+    async with anyio.create_task_group() as group:
+        if stdin is not None:
+            group.start_soon(read_input, stdin)
+        if resizes is not None:
+            group.start_soon(_follow, resizes, master.fileno())
+        if exited is not None:
+            group.start_soon(_finish_after, exited, output)
+        result = await output.run()
+        group.cancel_scope.cancel()
+    if result is None:  # cut off by the hang-up
+        result = PumpResult(moved=output.moved, ending="sink-gone")
+    gone = result.ending in ("sink-gone", "sink-failed")
+    return InteractResult(reason="hangup" if hung_up else "output-gone" if gone else "ended", output=result)
+
+
+async def proxy(
+    *,
+    stdin: tuple[int, Fd] | None,
+    stdout: tuple[Fd, int],
+    stderr: tuple[Fd, int],
+    exited: anyio.Event | None = None,
+) -> ProxyResult:
+    """Pump between the user's three descriptors and a container's three pipes until both outputs have ended.
+
+    Each pair is (from, to); the ``Fd``s are the near ends of the container's pipes, closed as soon as their direction
+    has ended: the end of the user's stdin is the end of the container's, and when nobody reads the user's
+    stdout any more, the program inside gets SIGPIPE at its next write. ``stdin`` None: without ``-i``, the program
+    reads what the caller gave it. ``exited`` as for ``interact``.
+    """
+    near = [stdout[0], stderr[0], *([stdin[1]] if stdin is not None else [])]
+    outputs = [Pump(stdout[0].fileno(), stdout[1]), Pump(stderr[0].fileno(), stderr[1])]
+    results: list[PumpResult | None] = [None, None, None]
+
+    async def move(place: int, pump: Pump, end: Fd) -> None:
+        try:
+            results[place] = await pump.run()
+        finally:
+            end.close()
+
+    try:
+        async with anyio.create_task_group() as group:
+            if stdin is not None:
+                group.start_soon(move, 2, Pump(stdin[0], stdin[1].fileno()), stdin[1])
+            if exited is not None:
+                group.start_soon(_finish_after, exited, *outputs)
+            async with anyio.create_task_group() as output_group:
+                output_group.start_soon(move, 0, outputs[0], stdout[0])
+                output_group.start_soon(move, 1, outputs[1], stderr[0])
+            group.cancel_scope.cancel()
+    finally:
+        for end in near:
+            end.close()
+    assert results[0] is not None
+    assert results[1] is not None
+    return ProxyResult(stdin=results[2], stdout=results[0], stderr=results[1])
+
+
+async def _type_input(source: int, master: int) -> bool:
+    """Type everything from ``source`` into the terminal; True if ``source`` was a terminal that has been hung up."""
+    at_line_start = True
+
+    def remember(chunk: memoryview) -> None:
+        nonlocal at_line_start
+        at_line_start = chunk[-1] in b"\r\n"
+
+    result = await Pump(source, master, tap=remember).run()
+    if result.ending != "eof":
+        return False
+    if is_hung_up(source):
+        return True
+    characters = eof_characters(master, at_line_start=at_line_start)
+    if characters:
+        with Sink(master) as sink:
+            try:
+                await write_all(sink, memoryview(characters))
+            except OSError:
+                return False  # the container's side went first
+    return False
+
+
+async def _follow(resizes: AsyncIterable[Size], master: int) -> None:
+    async for size in resizes:
+        set_size(master, size)
+
+
+async def _finish_after(exited: anyio.Event, *pumps: Pump) -> None:
+    await exited.wait()
+    for pump in pumps:
+        pump.finish()
