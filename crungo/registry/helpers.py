@@ -9,6 +9,7 @@ Invariant: a helper gets its input on stdin only, never in its arguments, and ru
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
 import anyio
@@ -85,14 +86,20 @@ def _program(helper: str) -> str:
 
 async def _run(helper: str, verb: str, stdin: bytes) -> tuple[int, str]:
     """Exit code and stdout; stderr goes nowhere, since helpers report on stdout."""
+    # A file in memory, not a pipe: a helper that ends without reading its input is no error, and breaks no pipe here.
+    memory = os.memfd_create("credential", os.MFD_CLOEXEC)
     try:
+        os.write(memory, stdin)
+        os.lseek(memory, 0, os.SEEK_SET)
         with anyio.fail_after(_TIMEOUT):
             ended = await anyio.run_process(
-                [_program(helper), verb], input=stdin, check=False, stderr=subprocess.DEVNULL
+                [_program(helper), verb], stdin=memory, check=False, stderr=subprocess.DEVNULL
             )
     except FileNotFoundError:
         raise AuthenticationError(f"{_program(helper)}: not installed") from None
     except OSError as error:
         why = f"no answer within {_TIMEOUT:g} seconds" if isinstance(error, TimeoutError) else error.strerror
         raise AuthenticationError(f"{_program(helper)} {verb}: {why}") from None
+    finally:
+        os.close(memory)
     return ended.returncode, ended.stdout[: 1 << 20].decode("utf-8", "replace").strip()
