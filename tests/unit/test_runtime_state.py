@@ -1,0 +1,96 @@
+"""Ids, names and locks of containers, and the removal of what they wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from crungo.errors import ContainerError, NameInUse
+from crungo.runtime.state import DEPTH_LIMIT, Places, remove_tree
+
+ONE, TWO = "1" * 64, "2" * 64
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    places = Places(f"{tmp_path}/root", f"{tmp_path}/run")
+    places.make()
+    return places
+
+
+def test_a_name_is_taken_until_it_is_released(places: Places) -> None:
+    one = places.claim(ONE, "web")
+    with pytest.raises(NameInUse, match=f'"web" is already in use by container "{ONE}"'):
+        places.claim(TWO, "web")
+    assert not os.path.exists(f"{places.containers}/{TWO}"), "a refused claim left its directory"
+    one.remove()
+    one.release()
+    two = places.claim(TWO, "web")
+    assert os.readlink(f"{places.names}/web").endswith(TWO)
+    two.remove()
+    two.release()
+    assert os.listdir(places.names) == os.listdir(places.containers) == []
+
+
+def test_an_id_is_taken_once(places: Places) -> None:
+    one = places.claim(ONE, None)
+    with pytest.raises(ContainerError, match="the id is taken"):
+        places.claim(ONE, None)
+    one.release()
+
+
+def test_the_name_of_a_dead_owner_is_free(places: Places) -> None:
+    dead = places.claim(ONE, "web")
+    os.close(dead._lock)  # as the kernel does for a killed process
+    alive = places.claim(TWO, "web")
+    assert os.readlink(f"{places.names}/web").endswith(TWO)
+    alive.remove()
+    alive.release()
+
+
+def test_leftovers_are_those_without_an_owner(places: Places) -> None:
+    alive = places.claim(ONE, "alive")
+    dead = places.claim(TWO, "dead")
+    os.close(dead._lock)
+    found = list(places.leftovers())
+    assert [(claim.identifier, claim.name) for claim in found] == [(TWO, "dead")]
+    assert list(places.leftovers()) == [], "a leftover that somebody removes is nobody else's"
+    found[0].remove()
+    found[0].release()
+    assert os.listdir(places.containers) == [ONE]
+    assert os.listdir(places.names) == ["alive"]
+    alive.remove()
+    alive.release()
+
+
+def test_removal_follows_no_link_and_minds_no_name(tmp_path: Path) -> None:
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    (keep / "file").touch()
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "link").symlink_to(keep)
+    os.mkdir(os.fsencode(tree) + b"/\xff\n")
+    os.mkfifo(tree / "fifo")
+    (tree / ".deep-0").mkdir()
+    remove_tree(str(tree))
+    assert not tree.exists()
+    assert (keep / "file").exists()
+    remove_tree(str(tree))  # again: fine
+
+
+def test_removal_of_a_tree_deeper_than_any_limit(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    fd = os.open(tree, os.O_RDONLY)
+    for _ in range(5 * DEPTH_LIMIT):
+        os.mkdir("d" * 100, dir_fd=fd)
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        below = os.open("d" * 100, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    remove_tree(str(tree))
+    assert not tree.exists()
