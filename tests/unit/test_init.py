@@ -109,7 +109,7 @@ def test_the_end_of_output_is_the_commands_doing() -> None:
 
 
 def test_the_command_has_the_terminals_foreground() -> None:
-    script = "trap 'echo interrupted; exit 3' INT; echo ready; while read line; do :; done"
+    script = "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.05; done"
     with Terminal([INIT, "--", "sh", "-c", script]) as terminal:
         terminal.expect("ready")
         assert terminal.foreground != terminal.process.pid

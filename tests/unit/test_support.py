@@ -63,7 +63,7 @@ def test_terminal_reads_types_and_reports_the_exit() -> None:
 
 
 def test_terminal_resize_and_interrupt_reach_the_program() -> None:
-    script = "trap 'stty size' WINCH; echo ready; while read x; do :; done"
+    script = "trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done"
     with Terminal(["sh", "-c", script]) as terminal:
         terminal.expect("ready")
         terminal.resize(50, 10)
