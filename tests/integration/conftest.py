@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.command import Crungo
 from tests.support.image import Image, Layer, busybox_image, push
-from tests.support.leaks import Snapshot, become_subreaper, settle
+from tests.support.leaks import Snapshot, become_subreaper, settle, sweep
 from tests.support.registry import TOOLS, Registry
 
 PushImage = Callable[..., str]
@@ -100,4 +100,5 @@ def nothing_left(request: pytest.FixtureRequest, subreaper: None) -> Iterator[No
     before = Snapshot.take(folders)
     yield
     if left := settle(before, folders):
+        sweep(before)
         pytest.fail("left behind two seconds after the test:\n  " + "\n  ".join(left), pytrace=False)

@@ -7,17 +7,19 @@ descent and not by its name, and other users of the machine are not blamed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.events import Watch
+from tests.support.events import Watch, wait_for_exit
 
-__all__ = ["Snapshot", "become_subreaper", "descendants", "settle"]
+__all__ = ["Snapshot", "become_subreaper", "descendants", "settle", "sweep"]
 
 PR_SET_CHILD_SUBREAPER = 36
 CGROUPS = Path("/sys/fs/cgroup")
@@ -98,6 +100,15 @@ def settle(before: Snapshot, folders: Iterable[Path] = (), *, seconds: float = 2
             _reap()
             if Snapshot.take(folders).beyond(before) == left:  # nothing went before the watch was there
                 watch.wait(remaining)
+
+
+def sweep(before: Snapshot) -> None:
+    """End the processes that are not of ``before``, so that one test's leak is not held against the next."""
+    for process in set(descendants()) - before.processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        wait_for_exit(process.pid, 2)
+    _reap()
 
 
 def become_subreaper() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.events import wait_for_exit
 from tests.support.image import Layer, make_image, sha256, write_layout
-from tests.support.leaks import Snapshot, become_subreaper, descendants, settle
+from tests.support.leaks import Snapshot, become_subreaper, descendants, settle, sweep
 from tests.support.terminal import Terminal
 
 
@@ -100,3 +100,12 @@ def test_images_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     write_layout(image, tmp_path)
     assert {f"sha256:{path.name}" for path in (tmp_path / "blobs/sha256").iterdir()} == {image.digest, *image.blobs}
     assert all(sha256(data) == digest for digest, data in image.blobs.items())
+
+
+def test_sweep_ends_what_a_test_has_left() -> None:
+    become_subreaper()
+    before = Snapshot.take()
+    subprocess.run(["sh", "-c", "sleep 100 & exit 0"], check=True)
+    assert len(settle(before, seconds=0)) == 1
+    sweep(before)
+    assert settle(before, seconds=0) == []
