@@ -8,7 +8,8 @@ BIN := .venv/bin
 STAMPS := build/stamps
 
 # Containers need root. Where make is not run by root, sudo runs the steps that make containers, and those alone.
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=PATH,HOME,TERM,PYTHONDONTWRITEBYTECODE)
+# Without sudo they say themselves what they miss.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || echo sudo --preserve-env=PATH,HOME,TERM,PYTHONDONTWRITEBYTECODE)
 ROOT_PYTHON := PYTHONDONTWRITEBYTECODE=1 $(SUDO) $(BIN)/python
 
 NATIVE := setup.py $(wildcard crungo/runtime/native/* crungo/runtime/init/*)
