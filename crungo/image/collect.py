@@ -78,6 +78,8 @@ class Collector:
         found: set[str] = set()
         for record in records:
             found.update((record.target.digest, record.manifest.digest, record.image_id))
+            if record.listed is not None:
+                found.add(record.listed.digest)
             with suppress(CrungoError):  # damaged: what it led to cannot be used through it anyway
                 manifest, config = documents(self._blobs, record)
                 found.update(layer.digest for layer in manifest.layers)
@@ -91,7 +93,7 @@ class Collector:
     def sweep(self, candidates: Iterable[str] | None = None) -> int:
         """Remove content that nothing uses: all of it, or only what is among ``candidates``; the bytes freed.
 
-        For a worker thread.
+        Of candidates, unfinished downloads go too. For a worker thread.
         """
         trash: list[str] = []
         freed = 0
@@ -104,6 +106,8 @@ class Collector:
                 if tree is not None:
                     freed += record.size if record is not None else tree_size(tree)
                     trash.append(tree)
+                if candidates is not None:
+                    self._discard_part(self._layout.part(digest))
         for tree in trash:
             dispose(tree)
         return freed
@@ -130,10 +134,8 @@ class Collector:
                 elif os.path.isdir(path):
                     trees.append((path, fd))
                 else:
-                    os.unlink(path)
-                    with suppress(FileNotFoundError):
-                        os.unlink(f"{path}.extents")
                     os.close(fd)
+                    self._discard_part(path)
             if remove:
                 remove_stale_leases(self._layout)
         try:
@@ -143,6 +145,14 @@ class Collector:
             for _, fd in trees:  # the locks, held until here, keep another process from removing the same trees
                 os.close(fd)
         return found
+
+    def _discard_part(self, path: str) -> None:
+        fd = open_locked(path)
+        if fd is not None:
+            os.unlink(path)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{path}.extents")
+            os.close(fd)
 
     def _all(self) -> list[str]:
         blobs = [

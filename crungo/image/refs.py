@@ -42,7 +42,8 @@ class RefRecord:
 
     ``reference`` is None for an image that has lost its names. ``target`` is what the registry gave for the name (an
     index, or the manifest itself), ``manifest`` the image's own, ``image_id`` the digest of its configuration.
-    ``platform`` is what was asked for when the manifest was chosen.
+    ``platform`` is what was asked for when the manifest was chosen. ``listed`` is what ``index.json`` shows in the
+    manifest's place, where that is not an OCI manifest.
     """
 
     reference: Reference | None
@@ -50,6 +51,7 @@ class RefRecord:
     manifest: Descriptor
     image_id: str
     platform: Platform
+    listed: Descriptor | None = None
 
 
 def stored_name(reference: Reference) -> Reference:
@@ -102,6 +104,7 @@ class Refs:
             "manifest": _encoded(record.manifest),
             "image_id": record.image_id,
             "platform": str(record.platform),
+            "listed": _encoded(record.listed) if record.listed is not None else None,
         }
         path = f"{self._layout.refs}/{_file_name(_key(record))}"
         write_whole(path, json.dumps(value).encode() + b"\n", temporary=self._layout.fresh("tmp"))
@@ -115,7 +118,7 @@ class Refs:
         """Derive ``index.json`` from the records. The store's lock must be held."""
         entries = [
             {
-                **_encoded(record.manifest),
+                **_encoded(record.listed or record.manifest),
                 **({"annotations": {_NAME_ANNOTATION: str(record.reference)}} if record.reference is not None else {}),
             }
             for record in self.all()
@@ -147,6 +150,7 @@ class Refs:
             manifest=_descriptor(value, "manifest", what),
             image_id=image_id,
             platform=Platform.of(*(jsondoc.text(value, "platform", what) + "//").split("/")[:3]),
+            listed=_descriptor(value, "listed", what) if value.get("listed") is not None else None,
         )
         if _file_name(_key(record)) != name:
             raise StoreError(f"{what}: belongs to another name")

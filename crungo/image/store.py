@@ -21,8 +21,10 @@ from crungo.image.blobs import Blobs
 from crungo.image.collect import Collector, documents
 from crungo.image.layers import Layers
 from crungo.image.layout import Layout
-from crungo.image.leases import Lease
+from crungo.image.leases import Lease, remove_stale_leases
 from crungo.image.locks import exclusive
+from crungo.image.manifest import Manifest, parse_document
+from crungo.image.ociform import oci_form
 from crungo.image.reference import Reference
 from crungo.image.refs import RefRecord, Refs, stored_name
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from crungo.image.imageconfig import ImageConfig
-    from crungo.image.manifest import Manifest
     from crungo.paths import Roots
 
 __all__ = ["Image", "Removal", "Store"]
@@ -119,17 +120,24 @@ class Store:
         """Keep content (digests of blobs, diff ids) from being removed until the lease is closed."""
         self.layout.create()
         with exclusive(self.layout.lock):
+            remove_stale_leases(self.layout)
             return Lease(self.layout, digests)
 
     def hold(self, image: Image) -> Lease:
         """Keep an image's content from being removed, also when its names go, until the lease is closed."""
         parts = (layer.digest for layer in image.manifest.layers)
-        return self.lease((image.id, image.digest, *parts, *image.config.diff_ids))
+        return self.lease((image.id, image.digest, image.target, *parts, *image.config.diff_ids))
 
     def commit(self, record: RefRecord, bodies: Mapping[str, bytes]) -> Image:
         """Give a complete image its name. ``bodies`` are its small blobs (manifests, configuration), verified."""
+        texts = dict(bodies)
+        manifest = parse_document(texts[record.manifest.digest], record.manifest.media_type, "store: manifest")
+        listed = oci_form(manifest) if isinstance(manifest, Manifest) else None
+        if listed is not None:
+            record = replace(record, listed=listed[0])
+            texts[listed[0].digest] = listed[1]
         with exclusive(self.layout.lock):
-            for digest, body in bodies.items():
+            for digest, body in texts.items():
                 self.blobs.write(digest, body)
             self._put(record)
             self.refs.write_index()

@@ -1,0 +1,199 @@
+"""One layer, from wherever it is to an unpacked directory and a blob, both verified.
+
+Invariant: a blob or a layer gets its name in the store only after size, digest and diff id were compared with what
+manifest and configuration say; what fails that comparison is removed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from crungo.errors import DigestMismatch, ImageError, LayerError, StoreError
+from crungo.image.blobs import hash_file
+from crungo.image.digest import algorithm_of
+from crungo.registry.download import Download
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from crungo.image.blobs import Part
+    from crungo.image.layers import Staging, Unpacked, Unpacker, Unpacking
+    from crungo.image.manifest import Descriptor
+    from crungo.image.reference import Reference
+    from crungo.image.store import Store
+    from crungo.registry.client import RegistryClient
+    from crungo.registry.progress import Tracker
+    from crungo.registry.retry import RetryPolicy
+
+__all__ = ["LayerPull"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPull:
+    """The making of one layer. Without a ``client``, only what is in the store can be used.
+
+    ``limit`` bounds the size of the unpacked tar, in bytes.
+    """
+
+    reference: Reference
+    layer: Descriptor
+    diff_id: str
+    store: Store
+    unpacker: Unpacker
+    client: RegistryClient | None
+    connections: anyio.Semaphore
+    retry: RetryPolicy
+    limit: int
+    tracker: Tracker
+
+    async def run(self) -> None:
+        """Make blob and layer be there.
+
+        Raises:
+            RegistryError: the download failed.
+            DigestMismatch, LayerError: the layer is not what manifest and configuration say, or cannot be unpacked.
+            StoreError: the store is full, or lacks a blob that cannot be fetched.
+        """
+        layers, blobs = self.store.layers, self.store.blobs
+        unpacked = layers.trusted(self.diff_id)
+        if unpacked and (self.client is None or blobs.has(self.layer.digest, self.layer.size)):
+            self.tracker.done(cached=True)
+            return
+        self.tracker.at("waiting", 0)
+        if not unpacked:
+            async with layers.staging(self.diff_id) as staging:
+                if staging is not None:
+                    await self._unpack(staging)
+        if self.client is not None and not blobs.has(self.layer.digest, self.layer.size):
+            await self._fetch_only()  # the layer was here, from another archive or after a repair
+        self.tracker.done(cached=False)
+
+    async def _unpack(self, staging: Staging) -> None:
+        if await self._unpack_stored(staging):
+            return
+        if self.client is None:
+            raise StoreError(
+                f"layer {self.layer.digest}: its blob is missing or was damaged", hint="pull the image again"
+            )
+        async with self.store.blobs.part(self.layer.digest, self.layer.size) as part:
+            if part is not None:
+                unpacked = await self._verified(part, lambda: self._unpack_part(part, staging), staging)
+                assert unpacked is not None
+                try:
+                    self._check_diff_id(unpacked)
+                except ImageError:
+                    part.restart()
+                    raise
+                part.commit()
+                await anyio.to_thread.run_sync(lambda: staging.commit(unpacked, blob=self.layer.digest))
+                return
+        if not await self._unpack_stored(staging):  # somebody else fetched it meanwhile
+            raise StoreError(f"layer {self.layer.digest}: its blob was damaged right after it was fetched")
+
+    async def _unpack_stored(self, staging: Staging) -> bool:
+        """Unpack a blob that the store has; False when it has none, or has had a damaged one."""
+        blobs, layer = self.store.blobs, self.layer
+        if not blobs.has(layer.digest, layer.size):
+            return False
+        self.tracker.at("extracting", layer.size)
+        fd = blobs.open(layer.digest)
+        try:
+            try:
+                async with self._unpacking(fd, staging) as unpacking:
+                    await unpacking.advance(layer.size)
+                    unpacked = await unpacking.finish(layer.size)
+                good = await self._is_right(fd, unpacked)
+            except LayerError:
+                if await self._is_right(fd, None):
+                    raise
+                good = False
+        finally:
+            os.close(fd)
+        if not good:
+            blobs.discard(layer.digest)
+            await anyio.to_thread.run_sync(staging.empty)
+            return False
+        self._check_diff_id(unpacked)
+        await anyio.to_thread.run_sync(lambda: staging.commit(unpacked, blob=layer.digest))
+        return True
+
+    async def _fetch_only(self) -> None:
+        async with self.store.blobs.part(self.layer.digest, self.layer.size) as part:
+            if part is not None:
+                await self._verified(part, lambda: self._download(part), None)
+                part.commit()
+
+    async def _verified(
+        self, part: Part, attempt: Callable[[], Awaitable[Unpacked | None]], staging: Staging | None
+    ) -> Unpacked | None:
+        """Attempt it once, and once more from nothing when the bytes were wrong.
+
+        Bytes of an earlier process may have been lost with a crash of the machine, and bytes are damaged on their way
+        now and then; a registry that sends wrong ones twice is wrong.
+        """
+        for last in (False, True):
+            try:
+                unpacked = await attempt()
+                if await self._is_right(part.fd, unpacked):
+                    return unpacked
+            except LayerError:
+                # Is the archive bad, or only what came of it? That takes the rest of it to know.
+                await self._download(part)
+                if await self._is_right(part.fd, None):
+                    part.restart()
+                    raise
+            except ImageError:
+                part.restart()
+                raise
+            part.restart()
+            if staging is not None:
+                await anyio.to_thread.run_sync(staging.empty)
+            if last:
+                break
+        raise DigestMismatch(
+            f"layer {self.layer.digest}: what {self.reference.registry} sends is not what its digest says"
+        )
+
+    async def _unpack_part(self, part: Part, staging: Staging) -> Unpacked:
+        fd = part.reader()
+        try:
+            async with self._unpacking(fd, staging) as unpacking:
+                await self._download(part, unpacking.advance)
+                self.tracker.at("extracting", self.layer.size)
+                return await unpacking.finish(self.layer.size)
+        finally:
+            os.close(fd)
+
+    async def _download(self, part: Part, available: Callable[[int], Awaitable[None]] | None = None) -> None:
+        assert self.client is not None
+        await Download(
+            self.client,
+            self.reference,
+            self.layer.digest,
+            part,
+            connections=self.connections,
+            retry=self.retry,
+            tracker=self.tracker,
+            available=available,
+        ).run()
+
+    def _unpacking(self, fd: int, staging: Staging) -> AbstractAsyncContextManager[Unpacking]:
+        return self.unpacker.unpack(fd, staging.directory, media_type=self.layer.media_type, limit=self.limit)
+
+    async def _is_right(self, fd: int, unpacked: Unpacked | None) -> bool:
+        """Whether the file is the blob that the manifest names. What the unpacker found is taken, where it did."""
+        if unpacked is not None and algorithm_of(self.layer.digest) == "sha256":
+            return (unpacked.digest, unpacked.size) == (self.layer.digest, self.layer.size)
+        found = await anyio.to_thread.run_sync(hash_file, fd, self.layer.digest)
+        return found == (self.layer.digest, self.layer.size)
+
+    def _check_diff_id(self, unpacked: Unpacked) -> None:
+        if unpacked.diff_id != self.diff_id:
+            raise DigestMismatch(
+                f"layer {self.layer.digest}: unpacks to {unpacked.diff_id}, the configuration says {self.diff_id}"
+            )

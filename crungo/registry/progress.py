@@ -1,0 +1,115 @@
+"""What a pull tells while it runs: frozen events, given to a plain callable on the event loop.
+
+Per image: ``ImageResolved``, then per layer any number of ``LayerProgress`` (ten per second at most, and each change of
+phase) and one ``LayerDone``, then ``ImageDone``. A pull that fails ends without the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from crungo.image.manifest import Descriptor
+    from crungo.image.reference import Reference
+
+__all__ = [
+    "ImageDone",
+    "ImageResolved",
+    "LayerDone",
+    "LayerProgress",
+    "LayerRetry",
+    "Phase",
+    "Progress",
+    "ProgressEvent",
+    "Tracker",
+]
+
+Phase = Literal["waiting", "downloading", "extracting"]
+_INTERVAL = 0.1  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResolved:
+    """The manifest is known: its digest, and the layers to be had, none twice. Sizes are in bytes."""
+
+    reference: Reference
+    digest: str
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProgress:
+    """Where a layer is: ``done`` of ``total`` bytes of its blob are here.
+
+    ``waiting``: another process, or another pull, has it in hand, or its turn has not come. ``downloading``: bytes
+    come, and are unpacked as they come. ``extracting``: all bytes are here.
+    """
+
+    digest: str
+    phase: Phase
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRetry:
+    """A download broke off and will be continued."""
+
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDone:
+    """A layer is complete and verified; ``cached`` says that it was already."""
+
+    digest: str
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDone:
+    """The image is in the store; ``changed`` is False when it was before, the same."""
+
+    reference: Reference
+    digest: str
+    changed: bool
+
+
+ProgressEvent = ImageResolved | LayerProgress | LayerRetry | LayerDone | ImageDone
+Progress = Callable[[ProgressEvent], object]
+
+
+class Tracker:
+    """The progress of one layer, thinned out."""
+
+    __slots__ = ("_digest", "_last", "_phase", "_send", "_total")
+
+    def __init__(self, send: Progress | None, digest: str, total: int) -> None:
+        self._send = send
+        self._digest = digest
+        self._total = total
+        self._phase: Phase | None = None
+        self._last = 0.0
+
+    def at(self, phase: Phase, done: int) -> None:
+        """Tell the phase and how many bytes are here, unless that was told a moment ago."""
+        if self._send is None:
+            return
+        now = time.monotonic()
+        if phase != self._phase or now - self._last >= _INTERVAL:
+            self._phase, self._last = phase, now
+            self._send(LayerProgress(digest=self._digest, phase=phase, done=done, total=self._total))
+
+    def again(self, reason: str) -> None:
+        """Tell that the download broke off."""
+        if self._send is not None:
+            self._send(LayerRetry(digest=self._digest, reason=reason))
+
+    def done(self, *, cached: bool) -> None:
+        """Tell the end."""
+        if self._send is not None:
+            self._send(LayerDone(digest=self._digest, cached=cached))

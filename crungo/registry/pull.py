@@ -1,0 +1,216 @@
+"""Pulling an image: what is missing of it, all layers at once, each unpacked while it comes.
+
+    manifest ─► configuration ─► for each layer: download ─► file ─► unpacker (another process) ─► compare ─► rename
+
+Invariant: an image gets its name in the store last, when all of it is there and verified. Until then a lease keeps what
+is there already; whatever ends a pull early leaves files that nothing names, which the next pull goes on with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from crungo.errors import CrungoError, ImageError, ImageNotKnown, RegistryError
+from crungo.image.platform import Platform
+from crungo.image.refs import RefRecord, stored_name
+from crungo.registry.groups import single_failure
+from crungo.registry.layerpull import LayerPull
+from crungo.registry.progress import ImageDone, ImageResolved, Tracker
+from crungo.registry.resolve import Resolved, resolve
+from crungo.registry.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from crungo.config import PullPolicy
+    from crungo.image.imageconfig import ImageConfig
+    from crungo.image.layers import Unpacker
+    from crungo.image.manifest import Descriptor, Manifest
+    from crungo.image.reference import Reference
+    from crungo.image.store import Image, Store
+    from crungo.registry.client import RegistryClient
+    from crungo.registry.progress import Progress
+
+__all__ = ["PullLimits", "pull"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullLimits:
+    """How much at once, and how large at most.
+
+    ``layers`` are downloaded and unpacked at once over ``connections``; ``layer_size`` is that of one layer's tar, in
+    bytes.
+    """
+
+    layers: int = 6
+    connections: int = 8
+    layer_size: int = 64 << 30
+
+
+async def pull(
+    reference: Reference,
+    *,
+    store: Store,
+    client: RegistryClient,
+    unpacker: Unpacker,
+    platform: Platform | None = None,
+    policy: PullPolicy = "always",
+    progress: Progress | None = None,
+    limits: PullLimits | None = None,
+    retry: RetryPolicy | None = None,
+) -> Image:
+    """Make an image be in the store, complete, verified and unpacked.
+
+    ``policy``: ``always`` asks the registry what the name stands for now, which costs one HEAD when that is here;
+    ``newer`` does, and takes what is here when the registry cannot be asked; ``missing`` asks only when the name is not
+    here; ``never`` does not ask. ``platform`` is this machine's unless given.
+
+    Raises:
+        ImageNotKnown: the policy is ``never``, and the image is not here.
+        ImageNotFound, AuthenticationError, RegistryError: the registry has no such image, or refused, or failed.
+        ImageError, DigestMismatch, LayerError: the image is malformed, or not what its digests say.
+        StoreError: the store is full or damaged.
+    """
+    return await _Pull(
+        reference=reference,
+        store=store,
+        client=client,
+        unpacker=unpacker,
+        platform=platform or Platform.host(),
+        explicit=platform is not None,
+        policy=policy,
+        progress=progress,
+        limits=limits or PullLimits(),
+        retry=retry or RetryPolicy(),
+    ).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pull:
+    reference: Reference
+    store: Store
+    client: RegistryClient
+    unpacker: Unpacker
+    platform: Platform
+    explicit: bool
+    policy: PullPolicy
+    progress: Progress | None
+    limits: PullLimits
+    retry: RetryPolicy
+
+    async def run(self) -> Image:
+        local = self._local()
+        if local is not None:
+            mended = await self._use_local(local)
+            if mended is not None:
+                self._tell_done(mended, changed=False)
+                return mended
+        elif self.policy == "never":
+            raise ImageNotKnown(f"No such image: {self.reference.familiar}")
+        image = await self._fetch()
+        self._tell_done(image, changed=True)
+        return image
+
+    def _local(self) -> Image | None:
+        """The image as it is in the store; None where it is not, is for another platform, or was damaged."""
+        try:
+            image = self.store.image(self.reference)
+        except ImageNotKnown:
+            return None
+        except CrungoError:
+            if self.policy == "never":
+                raise
+            return None
+        if self.explicit and self.platform.accepts(image.config.platform) is None:
+            return None
+        return image
+
+    async def _use_local(self, image: Image) -> Image | None:
+        """The image that is here, if the policy is content with it, with its layers made good; else None."""
+        if self.policy in ("always", "newer") and not await self._is_current(image):
+            return None
+        if not self.store.untrusted(image):
+            return image
+        client = None if self.policy == "never" else self.client
+        with await anyio.to_thread.run_sync(self.store.hold, image):
+            await self._layers(image.manifest, image.config, client)
+        return self.store.image(self.reference)
+
+    async def _is_current(self, image: Image) -> bool:
+        """Whether the registry still means this image by the name."""
+        if self.reference.digest is not None:
+            return True  # content that a digest names does not change
+        try:
+            head = await self.client.head_manifest(self.reference)
+            if head is None:  # the registry cannot be asked so
+                return (await self.client.get_manifest(self.reference)).digest == image.target
+        except RegistryError:
+            if self.policy == "newer":
+                return True
+            raise
+        return head.digest == image.target
+
+    async def _fetch(self) -> Image:
+        resolved = await resolve(self.client, self.reference, self.platform, explicit=self.explicit, retry=self.retry)
+        if self.progress is not None:
+            self.progress(
+                ImageResolved(
+                    reference=self.reference,
+                    digest=resolved.manifest_descriptor.digest,
+                    layers=tuple({layer.digest: layer for layer in resolved.manifest.layers}.values()),
+                )
+            )
+        lease = await anyio.to_thread.run_sync(self.store.lease, resolved.digests)
+        try:
+            await self._layers(resolved.manifest, resolved.config, self.client)
+            return await anyio.to_thread.run_sync(self._commit, resolved)
+        except ImageError:
+            # A bad image: nothing of it is of use to a later pull. What broke off for other reasons is.
+            lease.close()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self.store.collector.sweep, resolved.digests)
+            raise
+        finally:
+            lease.close()
+
+    def _commit(self, resolved: Resolved) -> Image:
+        record = RefRecord(
+            reference=stored_name(self.reference),
+            target=resolved.target,
+            manifest=resolved.manifest_descriptor,
+            image_id=resolved.manifest.config.digest,
+            platform=self.platform,
+        )
+        return self.store.commit(record, resolved.bodies)
+
+    async def _layers(self, manifest: Manifest, config: ImageConfig, client: RegistryClient | None) -> None:
+        """All layers at once, the largest first: what takes longest should not begin last."""
+        pairs = dict.fromkeys(zip(manifest.layers, config.diff_ids, strict=True))
+        connections = anyio.Semaphore(self.limits.connections)
+        places = anyio.Semaphore(self.limits.layers)
+
+        async def one(layer: Descriptor, diff_id: str) -> None:
+            async with places:
+                await LayerPull(
+                    reference=self.reference,
+                    layer=layer,
+                    diff_id=diff_id,
+                    store=self.store,
+                    unpacker=self.unpacker,
+                    client=client,
+                    connections=connections,
+                    retry=self.retry,
+                    limit=self.limits.layer_size,
+                    tracker=Tracker(self.progress, layer.digest, layer.size),
+                ).run()
+
+        with single_failure():
+            async with anyio.create_task_group() as group:
+                for layer, diff_id in sorted(pairs, key=lambda pair: -pair[0].size):
+                    group.start_soon(one, layer, diff_id)
+
+    def _tell_done(self, image: Image, *, changed: bool) -> None:
+        if self.progress is not None:
+            self.progress(ImageDone(reference=self.reference, digest=image.digest, changed=changed))

@@ -1,0 +1,123 @@
+"""From a reference to one image for one platform: manifests and configuration, fetched and checked.
+
+Invariant: a ``Resolved`` fits together: every document has the digest and size by which the one before it named it, the
+configuration belongs to the manifest, and nothing has been written anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crungo.errors import DigestMismatch, ImageError, RegistryError
+from crungo.image.digest import algorithm_of, digest_of
+from crungo.image.imageconfig import ImageConfig
+from crungo.image.manifest import CONFIG_LIMIT, Descriptor, Index, Manifest, parse_document
+from crungo.registry.retry import Backoff
+
+if TYPE_CHECKING:
+    from crungo.image.platform import Platform
+    from crungo.image.reference import Reference
+    from crungo.registry.client import FetchedManifest, RegistryClient
+    from crungo.registry.retry import RetryPolicy
+
+__all__ = ["Resolved", "resolve"]
+
+_DEEPEST = 4  # indexes within indexes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """An image as a registry describes it.
+
+    ``target`` is what the reference names (an index, or the manifest itself); ``bodies`` are the small documents by
+    their digests.
+    """
+
+    target: Descriptor
+    manifest_descriptor: Descriptor
+    manifest: Manifest
+    config: ImageConfig
+    bodies: dict[str, bytes]
+
+    @property
+    def digests(self) -> set[str]:
+        """Digests of all blobs, and diff ids of all layers."""
+        layers = {layer.digest for layer in self.manifest.layers}
+        return {self.manifest.config.digest, *self.bodies, *layers, *self.config.diff_ids}
+
+
+async def resolve(
+    client: RegistryClient, reference: Reference, platform: Platform, *, explicit: bool, retry: RetryPolicy
+) -> Resolved:
+    """Fetch what describes the image.
+
+    ``explicit``: the platform was asked for, and is not just that of this machine.
+
+    Raises:
+        ImageNotFound, AuthenticationError, RegistryError: as ``RegistryClient.get_manifest``.
+        ImageError: it is malformed, of an unsupported kind, or not for this platform.
+    """
+    what = f"image {reference.familiar}"
+    target: Descriptor | None = None
+    bodies: dict[str, bytes] = {}
+    wanted: str | None = None
+    for _ in range(_DEEPEST):
+        fetched = await client.get_manifest(reference, digest_or_tag=wanted)
+        if fetched.digest in bodies:
+            raise ImageError(f"{what}: its index leads back to itself")
+        document = parse_document(fetched.body, fetched.media_type, what)
+        here = _described(fetched, document)
+        target = target or here
+        bodies[here.digest] = fetched.body
+        if isinstance(document, Manifest):
+            body = await _config(client, reference, document.config, what, retry)
+            bodies[document.config.digest] = body
+            config = ImageConfig.parse(body, f"{what}: configuration")
+            config.check_against(document, what)
+            _check_platform(config, platform, what, explicit=explicit)
+            return Resolved(target=target, manifest_descriptor=here, manifest=document, config=config, bodies=bodies)
+        wanted = document.best(platform, what).digest
+    raise ImageError(f"{what}: indexes are nested more than {_DEEPEST} deep")
+
+
+def _described(fetched: FetchedManifest, document: Manifest | Index) -> Descriptor:
+    return Descriptor(media_type=document.media_type, digest=fetched.digest, size=len(fetched.body))
+
+
+async def _config(
+    client: RegistryClient, reference: Reference, descriptor: Descriptor, what: str, retry: RetryPolicy
+) -> bytes:
+    """The configuration, whole and verified."""
+    if descriptor.size > CONFIG_LIMIT:
+        raise ImageError(f"{what}: its configuration is larger than {CONFIG_LIMIT} bytes")
+    backoff = Backoff(policy=retry)
+    mismatch: DigestMismatch | None = None
+    while True:
+        body = bytearray()
+        try:
+            async with client.open_blob(reference, descriptor.digest) as stream:
+                async for chunk in stream.chunks():
+                    body += chunk
+                    if len(body) > descriptor.size:
+                        raise DigestMismatch(f"{what}: its configuration is larger than the manifest says")
+        except RegistryError as error:
+            await backoff.again(error)
+            continue
+        whole = bytes(body)
+        if digest_of(whole, algorithm_of(descriptor.digest)) == descriptor.digest and len(whole) == descriptor.size:
+            return whole
+        if mismatch is not None:
+            raise mismatch
+        # Once more: it may have been damaged on its way.
+        mismatch = DigestMismatch(f"{what}: its configuration is not what its digest {descriptor.digest} says")
+
+
+def _check_platform(config: ImageConfig, platform: Platform, what: str, *, explicit: bool) -> None:
+    if not config.os and not config.architecture:
+        return  # it does not say; what the index said of it was enough
+    if platform.accepts(config.platform) is None:
+        raise ImageError(
+            f"{what}: it is for {config.platform}, not for {platform}",
+            hint=f"ask for it with --platform {config.platform}" if not explicit else None,
+        )

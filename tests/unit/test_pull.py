@@ -1,0 +1,370 @@
+"""Pulling from a registry on loopback: what is fetched, what is kept, what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from crungo.errors import ImageError, ImageNotFound, ImageNotKnown, RegistryError
+from crungo.image.platform import Platform
+from crungo.image.reference import Reference
+from crungo.image.store import Image, Store
+from crungo.paths import Roots
+from crungo.registry.client import RegistryClient
+from crungo.registry.hosts import Hosts
+from crungo.registry.progress import ImageDone, ImageResolved, LayerDone, LayerProgress, ProgressEvent
+from crungo.registry.pull import PullLimits, pull
+from crungo.registry.retry import RetryPolicy
+from tests.support.fakeregistry import FakeRegistry, Fault
+from tests.support.image import Image as Source
+from tests.support.image import Layer, make_image, sha256
+from tests.support.pyunpacker import PyUnpacker
+
+pytestmark = pytest.mark.anyio
+
+QUICK = RetryPolicy(retries=3, delay=0.0)
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[RegistryClient]:
+    async with RegistryClient(hosts=Hosts(), certificates=(), retry=QUICK) as client:
+        yield client
+
+
+def make_store(path: Path, **options: Any) -> Store:
+    return Store(Roots(root=str(path / "root"), run=str(path / "run")), **options)
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def layered(*sizes: int, seed: int = 0, **options: Any) -> Source:
+    """An image with one layer per size, each a file of so many random bytes."""
+    return make_image(
+        [Layer().directory("d").file(f"d/{n}", noise(size, seed + n)) for n, size in enumerate(sizes)], **options
+    )
+
+
+def leftovers(store: Store) -> list[str]:
+    """What is being made or claimed; empty as well where the store was never written to."""
+    return [
+        name for path in (store.layout.ingest, store.layout.leases) for _, _, names in os.walk(path) for name in names
+    ]
+
+
+def content(image: Image, number: int) -> bytes:
+    """The file of an image's layer, as ``layered`` made it."""
+    return Path(image.layers[number], "d", str(number)).read_bytes()
+
+
+def spoil(image: Image) -> None:
+    """Do to the lowest layer what a crash of the machine may do."""
+    Path(image.layers[0], "d", "0").write_bytes(b"")
+
+
+def blob_names(store: Store) -> set[str]:
+    return {f"sha256:{name}" for name in os.listdir(f"{store.layout.root}/blobs/sha256")}
+
+
+async def get(text: str, store: Store, client: RegistryClient, **options: Any) -> Image:
+    options.setdefault("unpacker", PyUnpacker())
+    options.setdefault("retry", QUICK)
+    return await pull(Reference.parse(text), store=store, client=client, **options)
+
+
+async def test_whole_image(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    source = layered(1000, 200_000, 30)
+    text = registry.add(source)
+    store = make_store(tmp_path)
+    events: list[ProgressEvent] = []
+    image = await get(text, store, client, progress=events.append)
+
+    assert image.digest == image.target == source.digest
+    assert image.id == source.document["config"]["digest"]
+    assert image.references == (Reference.parse(text),)
+    assert image.config.cmd == ("sh",)
+    assert image.created is not None
+    assert [content(image, n) for n in range(3)] == [
+        noise(1000, 0),
+        noise(200_000, 1),
+        noise(30, 2),
+    ]
+    assert blob_names(store) == {*source.blobs, source.digest}
+    assert leftovers(store) == []
+    assert store.images() == [image] == [store.image(text)]
+    assert store.image(image.id) == store.image(image.id[7:19]) == image
+    assert store.untrusted(image) == ()
+
+    resolved = [event for event in events if isinstance(event, ImageResolved)]
+    assert [layer.digest for layer in resolved[0].layers] == [e["digest"] for e in source.document["layers"]]
+    done = {event.digest for event in events if isinstance(event, LayerDone) and not event.cached}
+    assert done == {entry["digest"] for entry in source.document["layers"]}
+    assert isinstance(events[-1], ImageDone)
+    assert events[-1].changed
+    assert {event.phase for event in events if isinstance(event, LayerProgress)} >= {"downloading", "extracting"}
+
+
+async def test_unchanged_costs_one_head(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    text = registry.add(layered(1000))
+    store = make_store(tmp_path)
+    first = await get(text, store, client)
+    registry.sent.clear()
+    assert await get(text, store, client) == first
+    assert [(sent.request.method, sent.status) for sent in registry.sent] == [("HEAD", 200)]
+    registry.sent.clear()
+    assert await get(text, store, client, policy="missing") == first
+    assert await get(text, store, client, policy="never") == first
+    by_digest = f"{text}@{first.digest}"
+    assert (await get(by_digest, store, client)).id == first.id
+    assert registry.sent == []
+
+
+async def test_registry_without_head(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    text = registry.add(layered(1000))
+    registry.head = False
+    store = make_store(tmp_path)
+    await get(text, store, client)
+    registry.sent.clear()
+    await get(text, store, client)
+    assert [sent.request.method for sent in registry.sent] == ["HEAD", "GET"]
+
+
+async def test_moved_tag_shares_layers(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    old = await get(registry.add(layered(5000, 10)), store, client)
+    changed = layered(5000, 20)
+    registry.sent.clear()
+    new = await get(registry.add(changed), store, client)
+    assert new.id != old.id
+    assert new.layers[0] == old.layers[0]
+    assert registry.bytes_of(changed.document["layers"][0]["digest"]) == 0
+    assert [image.references for image in store.images() if image.id == old.id] == [()]
+    assert store.image(old.id).references == ()
+
+
+async def test_policies_without_image(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with pytest.raises(ImageNotKnown):
+        await get(f"{registry.address}/image", store, client, policy="never")
+    assert registry.sent == []
+    with pytest.raises(ImageNotFound):
+        await get(f"{registry.address}/image", store, client, policy="missing")
+    assert store.images() == []
+
+
+async def test_newer_without_registry(client: RegistryClient, tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with FakeRegistry() as registry:
+        text = registry.add(layered(10))
+        image = await get(text, store, client)
+    assert await get(text, store, client, policy="newer") == image
+    with pytest.raises(RegistryError):
+        await get(text, store, client, policy="always")
+
+
+async def test_layers_are_pulled_at_once(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    text = registry.add(layered(*[300_000] * 8))
+    registry.faults = lambda request: Fault(pause=0.02) if "blobs" in request.path else None
+    unpacker = PyUnpacker()
+    await get(text, make_store(tmp_path), client, unpacker=unpacker, limits=PullLimits(layers=3))
+    assert unpacker.most == 3
+    assert unpacker.running == 0
+
+
+async def test_unpacking_starts_with_first_bytes(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(400_000)
+    text = registry.add(source)
+    registry.faults = lambda request: (
+        Fault(pause=0.15) if source.document["layers"][0]["digest"] in request.path else None
+    )
+    unpacker = PyUnpacker()
+    await get(text, make_store(tmp_path), client, unpacker=unpacker)
+    assert len(unpacker.made[0].announced) > 2
+
+
+async def test_platform_from_index(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    images = {name: layered(10, seed=n, architecture=name) for n, name in enumerate(("amd64", "arm64", "s390x"))}
+    entries = []
+    for name, source in images.items():
+        registry.add(source, tag=name)
+        entries.append(entry(source, {"os": "linux", "architecture": name}))
+    attestation = layered(10, seed=50)
+    registry.add(attestation, tag="attestation")
+    entries.insert(0, entry(attestation, {"os": "unknown", "architecture": "unknown"}))
+    inner = index(entries[2:])
+    inner_digest = registry.put("image", "inner", OCI_INDEX, inner)
+    outer = index([*entries[:2], {"mediaType": OCI_INDEX, "digest": inner_digest, "size": len(inner)}])
+    target = registry.put("image", "latest", OCI_INDEX, outer)
+    text = f"{registry.address}/image"
+    store = make_store(tmp_path)
+
+    amd = await get(text, store, client, platform=Platform.parse("linux/amd64"))
+    assert (amd.digest, amd.target) == (images["amd64"].digest, target)
+    arm = await get(text, store, client, platform=Platform.parse("linux/arm64/v8"), policy="missing")
+    assert arm.digest == images["arm64"].digest
+    with pytest.raises(ImageError, match="no image for linux/riscv64"):
+        await get(text, store, client, platform=Platform.parse("linux/riscv64"))
+    registry.sent.clear()
+    await get(text, store, client, platform=Platform.parse("linux/arm64"))
+    assert [sent.request.method for sent in registry.sent] == ["HEAD"]
+
+
+async def test_wrong_platform_without_index(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    text = registry.add(layered(10, architecture="s390x"))
+    with pytest.raises(ImageError, match="it is for linux/s390x, not for") as caught:
+        await get(text, make_store(tmp_path), client)
+    assert caught.value.hint == "ask for it with --platform linux/s390x"
+
+
+async def test_same_layer_twice(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    one, two = Layer().file("a", b"1").data(), Layer().file("b", b"2").data()
+    text = registry.add(make_image([one, two, one]))
+    image = await get(text, make_store(tmp_path), client)
+    assert [os.listdir(path) for path in image.layers] == [["b"], ["a"]]
+
+
+async def test_same_diff_id_from_other_blob(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    archive = Layer().file("a", b"1" * 5000).data()
+    store, unpacker = make_store(tmp_path), PyUnpacker()
+    await get(registry.add(make_image([archive]), tag="gzip"), store, client, unpacker=unpacker)
+    plain = make_image([archive], compression="none")
+    await get(registry.add(plain, tag="plain"), store, client, unpacker=unpacker)
+    assert len(unpacker.made) == 1
+    assert set(plain.blobs) <= blob_names(store)
+
+
+async def test_layers_of_another_boot_are_unpacked_again(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    text = registry.add(layered(5000, 10))
+    before = make_store(tmp_path, boot="one")
+    image = await get(text, before, client)
+    spoil(image)
+
+    after = make_store(tmp_path, boot="two")
+    assert len(after.untrusted(image)) == 2
+    registry.sent.clear()
+    again = await get(text, after, client, policy="never")
+    assert registry.sent == []
+    assert content(again, 0) == noise(5000, 0)
+    assert after.untrusted(again) == ()
+    assert leftovers(after) == []
+
+
+async def test_settled_layers_are_trusted(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    store = make_store(tmp_path, boot="one")
+    image = await get(registry.add(layered(10, 20)), store, client)
+    assert store.settle() == 2
+    assert store.settle() == 0
+    assert make_store(tmp_path, boot="two").untrusted(image) == ()
+
+
+async def test_damaged_blob_is_fetched_again(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    source = layered(5000)
+    text = registry.add(source)
+    image = await get(text, make_store(tmp_path, boot="one"), client)
+    digest = source.document["layers"][0]["digest"]
+    blob = tmp_path / "root/blobs/sha256" / digest[7:]
+    blob.write_bytes(bytes(len(source.blobs[digest])))
+    after = make_store(tmp_path, boot="two")
+    assert (await get(text, after, client)).id == image.id
+    assert blob.read_bytes() == source.blobs[digest]
+    assert after.untrusted(image) == ()
+
+
+@pytest.mark.parametrize("policy", ["always", "missing"])
+async def test_damaged_manifest_is_fetched_again(
+    policy: str, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(50)
+    text = registry.add(source)
+    store = make_store(tmp_path)
+    image = await get(text, store, client)
+    (tmp_path / "root/blobs/sha256" / source.digest[7:]).write_bytes(b"{}")
+    assert store.images() == []
+    assert await get(text, store, client, policy=policy) == image
+
+
+async def test_two_pulls_download_once(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    source = layered(300_000, 200_000, 100)
+    text = registry.add(source)
+    registry.faults = lambda request: Fault(pause=0.02) if "blobs" in request.path else None
+    stores = [make_store(tmp_path) for _ in range(3)]
+    images: list[Image] = []
+
+    async def one(store: Store) -> None:
+        images.append(await get(text, store, client))
+
+    async with anyio.create_task_group() as group:
+        for store in stores:
+            group.start_soon(one, store)
+    assert images[0] == images[1] == images[2]
+    for layer in source.document["layers"]:
+        assert registry.bytes_of(layer["digest"]) == layer["size"]
+    assert leftovers(stores[0]) == []
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05, 0.1, 0.2])
+async def test_cancelled_at_any_moment(
+    moment: float, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(300_000, 300_000)
+    text = registry.add(source)
+    registry.faults = lambda request: Fault(pause=0.1) if "blobs" in request.path else None
+    store = make_store(tmp_path)
+    unpacker = PyUnpacker()
+    with anyio.move_on_after(moment):
+        await get(text, store, client, unpacker=unpacker)
+    assert unpacker.running == 0
+    assert store.images() == []
+    assert all(name.endswith((".part", ".extents")) for name in leftovers(store))
+    registry.faults = lambda _: None
+    assert (await get(text, store, client)).digest == source.digest
+    assert leftovers(store) == []
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+@pytest.mark.parametrize("flavour", ["oci", "docker"])
+async def test_skopeo_reads_the_store(
+    flavour: Any, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(1000, 10, flavour=flavour)
+    text = registry.add(source)
+    image = await get(text, make_store(tmp_path), client)
+    command = ["skopeo", "inspect", f"oci:{tmp_path}/root:{image.references[0]}"]
+    shown = json.loads((await anyio.run_process(command)).stdout)
+    assert (shown["Digest"] == source.digest) == (flavour == "oci")
+    assert shown["Layers"] == [layer["digest"] for layer in source.document["layers"]]
+
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+
+
+def entry(source: Source, platform: dict[str, str]) -> dict[str, Any]:
+    return {
+        "mediaType": source.media_type,
+        "digest": sha256(source.manifest),
+        "size": len(source.manifest),
+        "platform": platform,
+    }
+
+
+def index(entries: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
