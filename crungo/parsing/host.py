@@ -31,9 +31,9 @@ CAPABILITIES = words(
     "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
 )
 _KNOWN_CAPABILITIES = frozenset(CAPABILITIES)
-_PERMISSIONS = re.compile(r"(?!.*(.).*\1)[rwm]{1,3}")
-_SYSCTL_NAME = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_:-]+)+", re.ASCII)
-_PLATFORM = re.compile(r"[a-z0-9_.-]{1,32}(?:/[a-z0-9_.-]{1,32}){1,2}", re.ASCII)
+_PERMISSIONS = r"(?!.*(.).*\1)[rwm]{1,3}"
+_SYSCTL_NAME = r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_:-]+)+"
+_PLATFORM = r"[a-z0-9_.-]{1,32}(?:/[a-z0-9_.-]{1,32}){1,2}"
 _PULL: dict[str, PullPolicy] = {"missing": "missing", "always": "always", "never": "never", "newer": "newer"}
 
 
@@ -54,7 +54,7 @@ def parse_device(text: str, *, flag: str = "--device") -> Device:
     permissions = "rwm"
     if rest and not rest[-1].startswith("/"):
         permissions = rest.pop()
-        if not _PERMISSIONS.fullmatch(permissions):
+        if not re.fullmatch(_PERMISSIONS, permissions):
             raise bad_value(flag, text, f"malformed permissions {quote(permissions)}; expected a selection of rwm")
     if len(rest) > 1:
         raise bad_value(flag, text, "too many parts; expected host-path[:container-path[:permissions]]")
@@ -74,7 +74,7 @@ def _normal(path: str) -> str:
 def parse_sysctl(text: str, *, flag: str = "--sysctl") -> tuple[str, str]:
     """``name=value``; slashes in the name are taken as dots, as sysctl(8) does."""
     name, equals, value = text.partition("=")
-    if not equals or not _SYSCTL_NAME.fullmatch(name) or ".." in name:
+    if not equals or not re.fullmatch(_SYSCTL_NAME, name) or ".." in name:
         raise bad_value(flag, text, "not a kernel parameter; expected name=value, such as net.core.somaxconn=1024")
     if "\0" in value or "\n" in value:
         raise bad_value(flag, text, "the value is not one line")
@@ -123,7 +123,7 @@ def parse_security_opt(text: str, *, flag: str = "--security-opt") -> SecurityOp
 def parse_platform(text: str, *, flag: str = "--platform") -> str:
     """``os/architecture[/variant]``, in lower case."""
     platform = text.lower()
-    if not _PLATFORM.fullmatch(platform):
+    if not re.fullmatch(_PLATFORM, platform):
         raise bad_value(flag, text, "not a platform; expected os/architecture[/variant], such as linux/arm64")
     return platform
 

@@ -37,14 +37,14 @@ _TMPFS_WORDS = frozenset(
 )
 _TMPFS_DEFAULTS = ("noexec", "nosuid", "nodev")
 _TMPFS_VALUES = {
-    "mode": re.compile(r"[0-7]{1,5}", re.ASCII),
-    "uid": re.compile(r"[0-9]{1,10}", re.ASCII),
-    "gid": re.compile(r"[0-9]{1,10}", re.ASCII),
-    "nr_inodes": re.compile(r"[0-9]{1,15}[kmg]?", re.ASCII | re.IGNORECASE),
-    "nr_blocks": re.compile(r"[0-9]{1,15}[kmg]?", re.ASCII | re.IGNORECASE),
-    "huge": re.compile(r"never|always|within_size|advise", re.ASCII),
+    "mode": r"[0-7]{1,5}",
+    "uid": r"[0-9]{1,10}",
+    "gid": r"[0-9]{1,10}",
+    "nr_inodes": r"(?ai)[0-9]{1,15}[kmg]?",
+    "nr_blocks": r"(?ai)[0-9]{1,15}[kmg]?",
+    "huge": r"never|always|within_size|advise",
 }
-_PERCENT = re.compile(r"[0-9]{1,3}%", re.ASCII)
+_PERCENT = r"[0-9]{1,3}%"
 
 
 def parse_volume(text: str, *, cwd: str, flag: str = "--volume") -> Mount:
@@ -119,11 +119,11 @@ def check_targets(mounts: Iterable[Mount]) -> None:
 
 
 def _source(path: str, *, cwd: str, flag: str, text: str, bare: bool = False) -> str:
-    """The absolute host path; a single word is a volume's name to docker, unless ``bare`` given are paths."""
+    """The absolute host path; a single word is a volume's name to docker, unless ``bare`` words are paths."""
     if not path or "\0" in path:
         raise bad_value(flag, text, "the source is not a path; expected a path of the host")
     if not bare and "/" not in path and not path.startswith("."):
-        why = f"{quote(path)} would be a named volume, which is not supported; expected a path, such as ./{path}"
+        why = f"{quote(path)} would be a named volume, which is not supported; expected a path, such as ./data"
         raise bad_value(flag, text, why)
     return _normal(posixpath.join(cwd, path))
 
@@ -200,10 +200,10 @@ def _tmpfs_options(given: Sequence[str], *, flag: str, text: str) -> tuple[str, 
         if not equals and word in _TMPFS_WORDS:
             chosen["ro" if word in _ACCESS else word.removeprefix("no")] = word
         elif key == "size":
-            size = value if _PERCENT.fullmatch(value) else parse_size(value, flag=f"size in {flag}")
+            size = value if re.fullmatch(_PERCENT, value) else parse_size(value, flag=f"size in {flag}")
             chosen[key] = f"size={size}"
         elif equals and key in _TMPFS_VALUES:
-            if not _TMPFS_VALUES[key].fullmatch(value):
+            if not re.fullmatch(_TMPFS_VALUES[key], value):
                 raise bad_value(flag, text, f"malformed {key} {quote(value)}")
             chosen[key] = word
         else:
@@ -224,7 +224,7 @@ def _mount_keys(text: str, flag: str) -> dict[str, str]:
         if not key:
             raise bad_value(flag, text, "a field is empty; expected key=value pairs with commas between them")
         if key in keys:
-            raise bad_value(flag, text, f"{key} is given twice")
+            raise bad_value(flag, text, f"{quote(key)} is given twice")
         if not equals:
             if key not in _FLAGS_OF_MOUNT:
                 raise bad_value(flag, text, f"{quote(field)} has no value; expected key=value")
@@ -235,7 +235,7 @@ def _mount_keys(text: str, flag: str) -> dict[str, str]:
 
 def _csv(text: str, flag: str) -> list[str]:
     """The fields of one CSV record (RFC 4180): commas between them, double quotes around those that hold commas."""
-    import csv  # noqa: PLC0415  # rarely used, and not free
+    import csv  # rarely used, and not free
 
     try:
         rows = list(csv.reader([text], strict=True))

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["HOST_GATEWAY", "parse_add_host", "parse_dns", "parse_hostname", "parse_network"]
 
 HOST_GATEWAY = "host-gateway"
-_HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?", re.ASCII)  # 64: the kernel's __NEW_UTS_LEN
-_HOSTS_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})", re.ASCII)
+_HOSTNAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"  # 64: the kernel's __NEW_UTS_LEN
+_HOSTS_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})"
 
 
 def parse_network(text: str, *, flag: str = "--network") -> Network:
@@ -33,7 +33,7 @@ def parse_network(text: str, *, flag: str = "--network") -> Network:
 
 def parse_hostname(text: str, *, flag: str = "--hostname") -> str:
     """A host name that sethostname(2) takes: at most 64 letters, digits, dots and hyphens."""
-    if not _HOSTNAME.fullmatch(text) or ".." in text:
+    if not re.fullmatch(_HOSTNAME, text) or ".." in text:
         why = "not a host name; expected at most 64 letters, digits, dots and hyphens, such as web-1"
         raise bad_value(flag, text, why)
     return text
@@ -45,7 +45,7 @@ def parse_add_host(text: str, *, flag: str = "--add-host") -> tuple[str, str]:
     if found is None:
         raise bad_value(flag, text, "no address; expected name:address")
     name, address = found[1], found[2]
-    if not _HOSTS_NAME.fullmatch(name):
+    if not re.fullmatch(_HOSTS_NAME, name):
         raise bad_value(flag, text, f"malformed host name {quote(name)}; expected name:address")
     if address == HOST_GATEWAY:
         return name, address
@@ -60,7 +60,7 @@ def parse_dns(text: str, *, flag: str = "--dns") -> str:
 
 
 def _address(address: str, *, flag: str, text: str) -> str:
-    import ipaddress  # noqa: PLC0415  # only needed by flags that few use
+    import ipaddress  # only needed by flags that few use
 
     try:
         parsed = ipaddress.ip_address(address)

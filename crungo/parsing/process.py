@@ -15,12 +15,12 @@ from crungo.parsing.values import bad_value, parse_int, words
 __all__ = ["parse_entrypoint", "parse_group", "parse_signal", "parse_ulimit", "parse_user", "parse_workdir"]
 
 MAXIMUM_ID = (1 << 32) - 2  # the last one is (uid_t)-1, which means "no change"
-_NAME = re.compile(r"[^\s:,/\0]{1,256}")  # what passwd(5) could hold in a field, not what useradd would accept
+_NAME = r"[^\s:,/\0]{1,256}"  # what passwd(5) could hold in a field, not what useradd would accept
 _RLIMITS = frozenset(
     words("as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack")
 )
-_REALTIME = re.compile(r"RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?", re.ASCII)
-_ULIMIT = re.compile(r"([a-z]+)=(-?[0-9]+)(?::(-?[0-9]+))?", re.ASCII)
+_REALTIME = r"RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?"
+_ULIMIT = r"([a-z]+)=(-?[0-9]+)(?::(-?[0-9]+))?"
 _RLIMIT_MAXIMUM = (1 << 63) - 1
 
 
@@ -47,7 +47,7 @@ def parse_group(text: str, *, flag: str = "--group-add") -> str:
 def _check_name(part: str, *, flag: str, text: str) -> None:
     if not part:
         return
-    if not _NAME.fullmatch(part):
+    if not re.fullmatch(_NAME, part):
         raise bad_value(flag, text, "not a user or group; expected a name or an id")
     if part.isascii() and part.lstrip("-").isdigit() and (part.startswith("-") or int(part[:20]) > MAXIMUM_ID):
         raise bad_value(flag, text, f"id out of range; expected 0 to {MAXIMUM_ID}")
@@ -77,12 +77,12 @@ def parse_entrypoint(text: str, *, flag: str = "--entrypoint") -> tuple[str, ...
 
 def parse_signal(text: str, *, flag: str = "--stop-signal") -> int:
     """A signal's number from its number or name, with or without ``SIG``, either case, ``RTMIN+n``, ``RTMAX-n``."""
-    import signal  # noqa: PLC0415  # an enum of seventy members, needed only when the flag is given
+    import signal  # an enum of seventy members, needed only when the flag is given
 
     if text.isascii() and text.isdigit():
         return parse_int(text, flag=flag, minimum=1, maximum=signal.NSIG - 1)
     name = text.upper().removeprefix("SIG")
-    if found := _REALTIME.fullmatch(name):
+    if found := re.fullmatch(_REALTIME, name):
         base = signal.SIGRTMIN if found[1] == "MIN" else signal.SIGRTMAX
         number = base + int(f"{found[2] or '+'}{found[3] or 0}")
         if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
@@ -94,7 +94,7 @@ def parse_signal(text: str, *, flag: str = "--stop-signal") -> int:
 
 def parse_ulimit(text: str, *, flag: str = "--ulimit") -> Ulimit:
     """``name=soft[:hard]``; -1 is unlimited; without a hard limit it is the soft one."""
-    found = _ULIMIT.fullmatch(text)
+    found = re.fullmatch(_ULIMIT, text)
     if found is None:
         raise bad_value(flag, text, "not a limit; expected name=soft[:hard], such as nofile=1024:4096")
     name = found[1]

@@ -2,6 +2,8 @@
 
 Invariant: text is matched in full, in ASCII, and bounded in length before it is converted, so that no digit string
 is too long for ``int`` and no foreign digit slips through.
+
+Patterns here and in the modules beside it are compiled when they are first used: a command line uses few of them.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ MAXIMUM = (1 << 63) - 1  # the kernel and libcrun keep sizes in signed 64 bits
 MAXIMUM_CPUS = 8192  # NR_CPUS of the largest kernels
 _SHOWN = 120  # characters of a value shown in an error
 
-_SIZE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,19}))? ?(?:([kmgtp])i?)?b?", re.ASCII | re.IGNORECASE)
+_SIZE = r"(?ai)([0-9]{1,19})(?:\.([0-9]{1,19}))? ?(?:([kmgtp])i?)?b?"
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
-_INT = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
-_CPUS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}", re.ASCII)
-_DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ms|us|µs|ns|h|m|s)", re.ASCII)
+_INT = r"[+-]?[0-9]{1,19}"
+_CPUS = r"[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}"
+_DURATION_PART = r"([0-9]{1,12}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(ms|us|µs|ns|h|m|s)"
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
 _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
@@ -69,7 +71,7 @@ def parse_bool(text: str, *, flag: str) -> bool:
 
 def parse_int(text: str, *, flag: str, minimum: int = 0, maximum: int = MAXIMUM) -> int:
     """A decimal whole number within bounds."""
-    if not _INT.fullmatch(text):
+    if not re.fullmatch(_INT, text):
         raise bad_value(flag, text, "not a whole number")
     value = int(text)
     if value < minimum:
@@ -84,7 +86,7 @@ def parse_size(text: str, *, flag: str) -> int:
 
     Fractions are exact and rounded down: ``1.5k`` is 1536.
     """
-    found = _SIZE.fullmatch(text)
+    found = re.fullmatch(_SIZE, text)
     if found is None:
         raise bad_value(flag, text, "not a size; expected a number with an optional unit b, k, m, g or t, such as 512m")
     whole, fraction, unit = found[1], found[2] or "", (found[3] or "").lower()
@@ -121,7 +123,7 @@ def parse_shm_size(text: str, *, flag: str = "--shm-size") -> int:
 
 def parse_cpus(text: str, *, flag: str = "--cpus") -> float | None:
     """A number of CPUs, at least 0.01 (the kernel's least quota is 1 ms of 100 ms); ``None`` for 0, no limit."""
-    if not _CPUS.fullmatch(text):
+    if not re.fullmatch(_CPUS, text):
         raise bad_value(flag, text, "not a number of CPUs; expected a decimal number, such as 0.5 or 2")
     value = float(text)
     if value == 0:
@@ -141,15 +143,15 @@ def parse_pids_limit(text: str, *, flag: str = "--pids-limit") -> int | None:
 
 def parse_duration(text: str, *, flag: str) -> float:
     """Seconds, from a plain number of them or from Go's form: ``1m30s``, ``500ms``, ``1.5h``."""
-    if _CPUS.fullmatch(text):
+    if re.fullmatch(_CPUS, text):
         return float(text)
     seconds, position = 0.0, 0
     while position < len(text) <= 64:
-        part = _DURATION_PART.match(text, position)
+        part = re.match(_DURATION_PART, text[position:])
         if part is None:
             break
         seconds += float(part[1]) * _SECONDS[part[2]]
-        position = part.end()
+        position += part.end()
     if position == 0 or position != len(text):
         raise bad_value(flag, text, "not a time; expected seconds or a form such as 1m30s or 500ms")
     return seconds

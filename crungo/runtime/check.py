@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crungo.errors import UsageError
+from crungo.parsing.host import parse_sysctl
 from crungo.parsing.mounts import check_targets
 from crungo.parsing.network import parse_add_host, parse_dns, parse_hostname, parse_network
 from crungo.parsing.process import parse_group, parse_user, parse_workdir
@@ -64,6 +65,8 @@ def _check_words(config: ContainerConfig) -> None:
     for group in config.group_add:
         parse_group(group)
     parse_workdir(config.workdir or "")
+    for name, value in config.sysctls.items():
+        parse_sysctl(f"{name}={value}")
     for name in config.env:
         if not name or "=" in name:
             raise UsageError(f"environment variable {quote(name)}: not a name")

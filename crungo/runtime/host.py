@@ -134,7 +134,7 @@ def _bounding() -> frozenset[str]:
 
 
 def _rlimits() -> dict[str, tuple[int, int]]:
-    import resource  # noqa: PLC0415  # a C module of its own file; only this function needs it
+    import resource  # a C module of its own file; only this function needs it
 
     return {
         name.removeprefix("RLIMIT_").lower(): resource.getrlimit(getattr(resource, name))

@@ -13,7 +13,7 @@ from crungo.parsing.values import bad_value, words
 
 __all__ = ["check_name", "random_id", "random_name"]
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,249}", re.ASCII)  # with an ending, still a file name of 255 bytes
+_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,249}"  # with an ending, still a file name of 255 bytes
 
 _ADJECTIVES = words(
     "able agile airy amber ample apt arctic astute avid balmy bold brave breezy bright brisk calm candid cheery "
@@ -59,7 +59,7 @@ def check_name(text: str, *, flag: str = "--name") -> str:
     Raises:
         UsageError: it does not, or is longer than 250 characters.
     """
-    if not _NAME.fullmatch(text):
+    if not re.fullmatch(_NAME, text):
         why = "not a container name; expected 2 to 250 of letters, digits, _ . and -, a letter or digit first"
         raise bad_value(flag, text, why)
     return text

@@ -1,0 +1,122 @@
+"""From a command line to a verb: the global flags, the table of verbs, and the exit code.
+
+Invariant: a verb imports what it alone needs, and nothing is imported for verbs that are not called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from crungo.cli.flags import Context, Flag, Parsed, Verb, parse
+from crungo.cli.messages import report
+from crungo.errors import UsageError
+from crungo.parsing.values import quote
+from crungo.paths import Roots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COMPLETE_VARIABLE", "GLOBAL_FLAGS", "VERBS", "VerbModule", "check_arguments", "load", "main", "version"]
+
+VERBS = {
+    "run": "crungo.cli.run_options",
+}
+"""The modules of the verbs; each has ``VERB`` and ``call``, and imports little before it is called."""
+
+GLOBAL_FLAGS = (
+    Flag(name="--root", metavar="DIR", help="Directory of images and containers (CRUNGO_ROOT)."),
+    Flag(name="--runroot", metavar="DIR", help="Directory of running state (CRUNGO_RUN)."),
+    Flag(name="--debug", kind="switch", help="Show where errors come from."),
+    Flag(name="--version", kind="switch", short="-v", help="Print the version and exit."),
+)
+COMPLETE_VARIABLE = "_CRUNGO_COMPLETE"
+_APPLICATION_FLAGS = ("--install-completion", "--show-completion")
+
+
+class VerbModule(Protocol):
+    """What a module in ``VERBS`` offers."""
+
+    VERB: Verb
+
+    def call(self, parsed: Parsed, context: Context) -> int:
+        """Do what the verb says; returns the exit code, raises errors for :func:`main` to print."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (``sys.argv`` without its first word); returns the exit code and prints errors."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    state = _State()
+    try:
+        return _run(words, state)
+    except BaseException as error:  # whatever it is, it becomes a line and an exit code
+        return report(error, verb=state.verb, debug=state.debug)
+
+
+class _State:
+    """How far a command line has been read, for the message about an error in it."""
+
+    verb: str | None = None
+    debug: bool = False
+
+
+def _run(words: list[str], state: _State) -> int:
+    if COMPLETE_VARIABLE in os.environ or any(word in _APPLICATION_FLAGS for word in words[:1]):
+        return _application(words)
+    parsed = parse(GLOBAL_FLAGS, words, interspersed=False, help_names=("--help", "-h"))
+    state.debug = parsed.switch("debug")
+    if parsed.switch("version"):
+        print(f"crungo version {version()}")
+        return 0
+    if parsed.help or not parsed.arguments:
+        return _application(["--help"])
+    name, *rest = parsed.arguments
+    module = load(name)
+    state.verb = name
+    verb = module.VERB
+    line = parse(verb.flags, rest, interspersed=verb.interspersed)
+    if line.help:
+        return _application([name, "--help"])
+    check_arguments(verb, line.arguments)
+    roots = Roots.default(root=parsed.text("root"), run=parsed.text("runroot"))
+    return module.call(line, Context(roots=roots, debug=state.debug))
+
+
+def load(name: str) -> VerbModule:
+    """The module of a verb.
+
+    Raises:
+        UsageError: there is no such verb.
+    """
+    module = VERBS.get(name)
+    if module is None:
+        from difflib import get_close_matches
+
+        found = get_close_matches(name, VERBS, n=1)
+        raise UsageError(f"{quote(name)} is not a crungo command", hint=f"did you mean {found[0]}?" if found else None)
+    return cast("VerbModule", import_module(module))
+
+
+def check_arguments(verb: Verb, arguments: Sequence[str]) -> None:
+    """Refuse too few arguments, or too many."""
+    least = sum(argument.required for argument in verb.arguments)
+    if len(arguments) < least:
+        missing = verb.arguments[len(arguments)].name
+        raise UsageError(f"missing argument {missing}: crungo {verb.name} needs at least {least}")
+    if not any(argument.many for argument in verb.arguments) and len(arguments) > len(verb.arguments):
+        raise UsageError(f"too many arguments: crungo {verb.name} takes {len(verb.arguments)}")
+
+
+def version() -> str:
+    """The installed version."""
+    from importlib import metadata
+
+    return metadata.version("crungo")
+
+
+def _application(words: list[str]) -> int:
+    from crungo.cli.app import run
+
+    return run(words)
