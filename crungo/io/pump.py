@@ -15,7 +15,6 @@ The process must ignore SIGPIPE, as Python does unless told otherwise.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import threading
@@ -233,12 +232,8 @@ async def pump(source: int, sink: int, *, tap: Callable[[memoryview], None] | No
 
 
 def _can_splice(source: int, sink: int) -> bool:
-    if kind_of(source) is not Kind.PIPE:
-        return False
-    kind = kind_of(sink)
-    if kind is Kind.READY:
-        return not fcntl.fcntl(sink, fcntl.F_GETFL) & os.O_APPEND  # EINVAL, but only once there are bytes
-    return kind is Kind.PIPE
+    """Whether it is worth a try; splice(2) itself refuses the rest (a file in append mode), taking nothing."""
+    return kind_of(source) is Kind.PIPE and kind_of(sink) in (Kind.PIPE, Kind.READY)
 
 
 def _gather(source: Source, buffer: memoryview) -> int:

@@ -51,7 +51,7 @@ class _FdEnd:
             return
         try:
             anyio.notify_closing(self._fd.fileno())
-        except anyio.NoEventLoopError:
+        except RuntimeError:  # there is no loop
             pass
         finally:
             self._fd.close()

@@ -362,6 +362,27 @@ async def test_fallbacks_when_splice_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert reader.data == data
 
 
+@pytest.mark.anyio
+async def test_pumps_of_one_loop_do_not_mix_their_bytes() -> None:
+    """All copy through the same buffer, and each has more to write than its slow reader takes at once."""
+    ends = [(*pair("pipe"), *pair("pipe")) for _ in range(3)]
+    texts = [bytes([65 + n]) * 400_000 for n in range(3)]
+    feeders = [feed(feeder, [text]) for (_, feeder, _, _), text in zip(ends, texts, strict=True)]
+    readers = [Reader(out, 20_000, pause=0.001) for _, _, out, _ in ends]
+
+    async def run(source: int, sink: int) -> None:
+        await pump(source, sink, tap=lambda _: None)
+        os.close(sink)
+        os.close(source)
+
+    async with anyio.create_task_group() as group:
+        for source, _, _, sink in ends:
+            group.start_soon(run, source, sink)
+    for thread in (*feeders, *readers):
+        thread.join()
+    assert [reader.data == text for reader, text in zip(readers, texts, strict=True)] == [True] * 3
+
+
 def test_a_default_timeout_of_sockets_does_no_harm() -> None:
     """socket.setdefaulttimeout makes every new socket object set O_NONBLOCK, also on a description that is shared."""
     left, right = socket.socketpair()
