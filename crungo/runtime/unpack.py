@@ -285,8 +285,13 @@ _ARCHIVE_ERRORS = frozenset(
 def _printable(text: bytes, limit: int = 600) -> str:
     """Bytes of an archive as one line for people: no control characters, nothing that a terminal obeys."""
     decoded = text.decode("utf-8", "backslashreplace")
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded)
+    shown = "".join(c if c.isprintable() else _escape(ord(c)) for c in decoded)
     return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+def _escape(code: int) -> str:
+    # Not the unicode_escape codec: it would be imported now, from the archive's root.
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

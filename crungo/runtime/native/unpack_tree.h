@@ -294,7 +294,11 @@ enter (struct tree *tree, int fd, const char *name, bool create, struct stat *st
   if (errno != ENOENT || ! create || make_directory (tree, fd, name, 0755, &existed) < 0)
     return -1;
   next = openat (fd, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  if (next >= 0 && fstat (next, status) < 0)
+  if (next < 0)
+    return -1;
+  /* Above it may be a setgid directory, or one with a default ACL. */
+  if (fstat (next, status) < 0 || (status->st_gid != 0 && fchownat (fd, name, 0, 0, AT_SYMLINK_NOFOLLOW) < 0)
+      || ((status->st_mode & 07777) != 0755 && fchmodat (fd, name, 0755, 0) < 0))
     {
       close (next);
       return -1;

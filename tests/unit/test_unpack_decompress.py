@@ -1,0 +1,161 @@
+"""The blob becomes the tar stream: every compression, every damage, in bounded pieces."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import os
+from collections.abc import Callable
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crungo.errors import LayerError
+from crungo.runtime.decompress import PIECE, WINDOW_LIMIT, tar_stream
+
+
+def unpack(blob: bytes, *, limit: int = 1 << 30, step: int | None = None) -> bytes:
+    """All of the stream, with reads of at most ``step`` bytes."""
+    source = io.BytesIO(blob)
+    pieces = list(tar_stream(lambda n: source.read(min(n, step or n)), limit=limit))
+    assert all(0 < len(piece) <= 2 * PIECE for piece in pieces)
+    assert source.read() == b"", "the blob was not read to its end"
+    return b"".join(pieces)
+
+
+def zstd(data: bytes, *, write_checksum: bool = False) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=write_checksum).compress(data)
+
+
+def skippable(data: bytes, kind: int = 0x50) -> bytes:
+    return bytes([kind]) + b"\x2a\x4d\x18" + len(data).to_bytes(4, "little") + data
+
+
+COMPRESSORS: list[Callable[[bytes], bytes]] = [gzip.compress, zstd, lambda data: zstd(data, write_checksum=True)]
+NAMES = ["gzip", "zstd", "zstd-checksum"]
+TEXT = b"".join(b"%d lines\n" % n for n in range(100_000))
+NOISE = os.urandom(2_000_000)
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS, ids=NAMES)
+@pytest.mark.parametrize(
+    "data", [b"", b"x", TEXT, NOISE, b"\0" * 5_000_000], ids=["empty", "x", "text", "noise", "zeros"]
+)
+def test_round_trip(compress: Callable[[bytes], bytes], data: bytes) -> None:
+    assert unpack(compress(data)) == data
+
+
+def test_plain() -> None:
+    assert unpack(NOISE[:300] + TEXT) == NOISE[:300] + TEXT
+    assert unpack(b"") == b""
+    assert unpack(b"x") == b"x"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(range(3)), st.binary(max_size=3000)), min_size=1, max_size=6),
+    st.integers(1, 200),
+    st.integers(0, 40),
+)
+@settings(max_examples=60)
+def test_members_and_frames_in_any_pieces(parts: list[tuple[int, bytes]], step: int, zeros: int) -> None:
+    """Several members of gzip, or frames of zstd with skippable ones between, padded with zeros, read in any steps."""
+    data = b"".join(part for _, part in parts)
+    gz = b"".join(gzip.compress(part) for _, part in parts)
+    assert unpack(gz + b"\0" * zeros, step=step) == data
+    frames = b"".join(COMPRESSORS[1 + kind % 2](part) + skippable(b"s" * kind, 0x50 + kind) for kind, part in parts)
+    assert unpack(skippable(b"first") + frames + b"\0" * zeros, step=step) == data
+
+
+def test_zeros_between_members() -> None:
+    assert unpack(gzip.compress(b"a") + b"\0" * 700_000 + gzip.compress(b"b")) == b"ab"
+
+
+def test_a_member_per_file() -> None:
+    """As in layers made to be fetched file by file: time must not grow with the square of their number."""
+    assert unpack(gzip.compress(b"x" * 100) * 20_000) == b"x" * 2_000_000
+
+
+def test_zstd_without_content_size() -> None:
+    compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    assert unpack(compressor.compress(TEXT) + compressor.flush()) == TEXT
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS, ids=NAMES)
+def test_truncated_anywhere(compress: Callable[[bytes], bytes]) -> None:
+    blob = compress(b"some content, " * 30)
+    for length in range(4, len(blob)):
+        with pytest.raises(LayerError, match=r"layer: the (gzip|zstd) stream (ends early|is damaged)"):
+            unpack(blob[:length])
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS, ids=NAMES)
+def test_garbage_after_the_end(compress: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(LayerError, match="garbage follows"):
+        unpack(compress(TEXT) + b"garbage")
+    with pytest.raises(LayerError, match="garbage follows"):
+        unpack(compress(TEXT) + b"\0\0\0garbage")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, COMPRESSORS[2]], ids=["gzip", "zstd-checksum"])
+@given(data=st.data())
+@settings(max_examples=60)
+def test_a_flipped_bit_is_seen(compress: Callable[[bytes], bytes], data: st.DataObject) -> None:
+    content = TEXT[:5000]
+    blob = bytearray(compress(content))
+    at = data.draw(st.integers(10, len(blob) - 1))
+    blob[at] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        result = unpack(bytes(blob))
+    except LayerError:
+        return
+    assert result == content  # a bit that means nothing
+
+
+def test_bombs_stop_at_the_limit() -> None:
+    """Nothing is expanded far beyond the limit, however small the blob: the pieces' bound is checked in unpack()."""
+    for blob in (gzip.compress(b"\0" * 50_000_000), zstd(b"\0" * 50_000_000)):
+        with pytest.raises(LayerError, match="more than the limit of 1000000 bytes"):
+            unpack(blob, limit=1_000_000)
+    assert len(unpack(gzip.compress(b"\0" * 1_000_000), limit=1_000_000)) == 1_000_000
+
+
+def test_zstd_bomb_of_repeated_blocks() -> None:
+    """Blocks of four bytes that stand for 128 KiB each: a megabyte of them would be 32 GiB at once."""
+    header = b"\x28\xb5\x2f\xfd\x00\x58"  # no content size, a window of 2 MiB
+    block = ((128 * 1024) << 3 | 1 << 1).to_bytes(3, "little") + b"A"
+    with pytest.raises(LayerError, match="more than the limit"):
+        unpack(header + block * 250_000, limit=10_000_000)
+
+
+def test_zstd_window_limit() -> None:
+    def frame(window_log: int) -> bytes:
+        return b"\x28\xb5\x2f\xfd\x00" + bytes([(window_log - 10) << 3]) + (1).to_bytes(3, "little")
+
+    assert unpack(frame(WINDOW_LIMIT.bit_length() - 1)) == b""
+    with pytest.raises(LayerError, match="too much memory"):
+        unpack(frame(WINDOW_LIMIT.bit_length()))
+
+
+@pytest.mark.parametrize(
+    "block", [(7 << 3 | 3 << 1 | 1), ((128 * 1024 + 1) << 3 | 1)], ids=["reserved kind", "too large"]
+)
+def test_zstd_malformed_blocks(block: int) -> None:
+    with pytest.raises(LayerError, match="a block is malformed"):
+        unpack(b"\x28\xb5\x2f\xfd\x00\x58" + block.to_bytes(3, "little") + b"x" * 200_000)
+
+
+def test_other_compressions_are_named() -> None:
+    with pytest.raises(LayerError, match="bzip2"):
+        unpack(bz2.compress(TEXT))
+
+
+@given(
+    st.binary(max_size=300), st.sampled_from([b"", b"\x1f\x8b", b"\x1f\x8b\x08\0", b"\x28\xb5\x2f\xfd", skippable(b"")])
+)
+def test_any_bytes_give_bytes_or_a_layer_error(blob: bytes, start: bytes) -> None:
+    with contextlib.suppress(LayerError):
+        unpack(start + blob, limit=10_000_000)
