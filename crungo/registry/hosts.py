@@ -208,7 +208,7 @@ def _mirror(table: object, where: str, default: PullFrom) -> Mirror:
     )
 
 
-def _typed(table: Mapping[str, Any], key: str, kind: type[Any], default: Any, where: str) -> Any:  # noqa: ANN401 - TOML
+def _typed(table: Mapping[str, Any], key: str, kind: type[Any], default: Any, where: str) -> Any:
     value = table.get(key, default)
     if not isinstance(value, kind):
         raise UsageError(f"{where}: {key}: must be a {kind.__name__}")

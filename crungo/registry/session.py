@@ -8,14 +8,15 @@ Invariant: an answer is either handed to ``use``, which owns it from then on unl
 
 from __future__ import annotations
 
+import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from crungo.errors import AuthenticationError, DigestMismatch, RegistryError
 from crungo.registry.challenges import Challenge, parse_challenges
 from crungo.registry.failures import refused
-from crungo.registry.retry import Backoff, is_transient
+from crungo.registry.retry import Backoff, chain, is_transient
 from crungo.registry.wire import Outgoing, Wire
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Session:
     def __init__(self, wire: Wire, tokens: Tokens) -> None:
         self._wire = wire
         self._tokens = tokens
-        self._silent: set[str] = set()  # base URLs where no answer came from
-        self._unhelpful: set[tuple[str, str]] = set()  # base URL and repository that were refused
+        self._silent: set[str] = set()  # base URLs where the last request got no answer
+        self._unhelpful: set[tuple[str, str]] = set()  # base URL of a mirror, and a repository that it does not have
 
     async def fetch(
         self,
@@ -76,7 +77,7 @@ class Session:
             DigestMismatch: likewise, where ``use`` finds that content is not what it should be.
         """
         failures: dict[Endpoint, RegistryError | DigestMismatch] = {}
-        places = sorted(endpoints, key=self._is_poor)  # stable: the configured order, but what failed before comes last
+        places = self._ordered(endpoints)
         while True:
             answered: set[tuple[str, str]] = set()
             for endpoint in places:
@@ -86,12 +87,13 @@ class Session:
                     result = await self._ask(endpoint, ask, use)
                 except (RegistryError, DigestMismatch) as error:
                     failures[endpoint] = error
-                    if self._has_spoken(endpoint, error):
+                    self._note(endpoint, error)
+                    if self._wire.has_answered(endpoint.base_url):
                         answered.add((endpoint.registry, endpoint.repository))
                 else:
                     self._silent.discard(endpoint.base_url)
                     return result
-            transient = [endpoint for endpoint in places if is_transient(failures.get(endpoint, ValueError()))]
+            transient = _worth_asking_again(places, failures)
             reported = _worth_telling(endpoints, failures)
             if not transient:
                 raise reported
@@ -147,25 +149,45 @@ class Session:
         hint = ask.hint or self._tokens.note(endpoint)
         return refused(ask.what, who, answer.status, headers=answer.headers, body=body, hint=hint)
 
-    def _has_spoken(self, endpoint: Endpoint, error: RegistryError | DigestMismatch) -> bool:
-        """Note the failure; whether the server answered in the scheme it was asked in."""
-        status = error.status if isinstance(error, RegistryError) else 200
-        # 400 to plain http is what servers of TLS say to it.
-        spoken = status is not None and not (status == 400 and endpoint.base_url.startswith("http:"))
-        if not spoken:
+    def _note(self, endpoint: Endpoint, error: RegistryError | DigestMismatch) -> None:
+        if isinstance(error, RegistryError) and error.status is None:
             self._silent.add(endpoint.base_url)
         elif endpoint.mirror:
             self._unhelpful.add((endpoint.base_url, endpoint.repository))
-        return spoken
+
+    def _ordered(self, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+        """The configured order, but what failed before comes last; of a server that has answered, that scheme alone."""
+        answering = [place for place in endpoints if self._wire.has_answered(place.base_url)]
+        known = {(place.registry, place.repository) for place in answering}
+        places = [place for place in endpoints if place in answering or (place.registry, place.repository) not in known]
+        return sorted(places, key=self._is_poor)
 
     def _is_poor(self, endpoint: Endpoint) -> bool:
         return endpoint.base_url in self._silent or (endpoint.base_url, endpoint.repository) in self._unhelpful
 
 
-def _worth_telling(
-    endpoints: Sequence[Endpoint], failures: Mapping[Endpoint, RegistryError | DigestMismatch]
-) -> RegistryError | DigestMismatch:
+Failures: TypeAlias = "Mapping[Endpoint, RegistryError | DigestMismatch]"
+
+
+def _is_conclusive(error: RegistryError | DigestMismatch) -> bool:
+    """Whether the failure shows that the server speaks the scheme that it was asked in."""
+    spoken = not isinstance(error, RegistryError) or error.status is not None or error.__cause__ is None
+    return spoken or any(isinstance(link, ssl.SSLCertVerificationError) for link in chain(error))
+
+
+def _worth_asking_again(places: Sequence[Endpoint], failures: Failures) -> list[Endpoint]:
+    """The places whose failure may pass; not those of a server that has turned out to speak the other scheme."""
+    failed = [(place, failures[place]) for place in places if place in failures]
+    spoken = {(place.registry, place.repository) for place, error in failed if _is_conclusive(error)}
+    return [
+        place
+        for place, error in failed
+        if is_transient(error) and (_is_conclusive(error) or (place.registry, place.repository) not in spoken)
+    ]
+
+
+def _worth_telling(endpoints: Sequence[Endpoint], failures: Failures) -> RegistryError | DigestMismatch:
     """The failure to report: the registry's own, and an answer rather than silence."""
     ours = [failures[endpoint] for endpoint in endpoints if endpoint in failures and not endpoint.mirror]
     known = ours or list(failures.values())
-    return next((error for error in known if not isinstance(error, RegistryError) or error.status), known[0])
+    return next((error for error in known if _is_conclusive(error)), known[0])

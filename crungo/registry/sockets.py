@@ -12,6 +12,7 @@ Invariant: one task reads a stream at a time, and every wait ends by data, by it
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import ssl
@@ -100,7 +101,7 @@ class SocketStream(httpcore.AsyncNetworkStream):
             raise
         return stream
 
-    def get_extra_info(self, info: str) -> typing.Any:  # noqa: ANN401 - httpcore's signature
+    def get_extra_info(self, info: str) -> typing.Any:
         """httpcore asks for ``ssl_object`` (None without TLS) and ``is_readable`` (of idle connections)."""
         match info:
             case "ssl_object":
@@ -185,7 +186,7 @@ class SocketBackend(httpcore.AsyncNetworkBackend):
                 return SocketStream(await _race(_alternating(addresses)))
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout:g} seconds") from error
-        except (OSError, UnicodeError) as error:
+        except (OSError, UnicodeError, OverflowError) as error:  # of a bad name, of a port beyond 65535
             raise httpcore.ConnectError(str(error)) from error
 
     async def sleep(self, seconds: float) -> None:
@@ -244,13 +245,12 @@ async def _connect(family: socket.AddressFamily, address: tuple[typing.Any, ...]
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            sock.connect(address)
-        except BlockingIOError:
+        error = sock.connect_ex(address)
+        if error == errno.EINPROGRESS:
             await anyio.wait_writable(sock)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                raise OSError(error, f"connection to {address[0]} failed") from None
+        if error:
+            raise OSError(error, f"connection to {address[0]} failed")
     except BaseException:
         sock.close()
         raise

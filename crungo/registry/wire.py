@@ -81,6 +81,11 @@ class Wire:
         self._clients: dict[_Trust, httpx.AsyncClient] = {}
         self._trusted: dict[tuple[str, str, bool], _Trust] = {}  # by scheme, host and insecurity
         self._making = anyio.Lock()
+        self._answering: set[tuple[str, str, int]] = set()  # origins
+
+    def has_answered(self, url: str) -> bool:
+        """Whether the server of ``url`` has ever answered in the url's scheme."""
+        return _origin(httpx.URL(url)) in self._answering
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -100,7 +105,7 @@ class Wire:
         for _ in range(_MOST_REDIRECTS + 1):
             response = await self._once(outgoing, url, authorization)
             answer = Answer(response, outgoing.what, self._timeouts.whole, foreign=_origin(url) != _origin(origin))
-            location = answer.headers.get("location")
+            location: str | None = response.extensions["location"]
             if answer.status not in _REDIRECTS or location is None or outgoing.form is not None:
                 return answer
             await answer.aclose()
@@ -125,9 +130,12 @@ class Wire:
         method = outgoing.method if outgoing.form is None else "POST"
         try:
             request = client.build_request(method, url, headers=headers, content=content)
-            return await client.send(request, stream=True, follow_redirects=False)
+            response = await client.send(request, stream=True, follow_redirects=False)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise unreachable(outgoing.what, url.netloc.decode(), error) from error
+        if response.status_code != 400 or url.scheme == "https":  # 400 is what servers of TLS say to plain http
+            self._answering.add(_origin(url))
+        return response
 
     async def _client(self, url: httpx.URL, *, insecure: bool) -> httpx.AsyncClient:
         host = url.netloc.decode()
@@ -163,11 +171,17 @@ class Wire:
             "timeout": httpx.Timeout(limits.stall, connect=limits.connect, pool=None),  # waiting one's turn is no fault
             "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # nothing a registry says is kept
             "follow_redirects": False,
+            "event_hooks": {"response": [_take_location]},
         }
         if trust.proxied:  # httpx's own transport knows HTTP(S)_PROXY and NO_PROXY, also those in the middle of TLS
             return httpx.AsyncClient(verify=context, limits=_LIMITS, trust_env=True, **common)
         transport = SocketTransport(context=context if trust.tls else None, limits=_LIMITS)
         return httpx.AsyncClient(transport=transport, trust_env=False, **common)
+
+
+async def _take_location(response: httpx.Response) -> None:
+    """Put ``Location`` where httpx does not see it: even when told not to follow, it reads it, and fails on bad ones."""
+    response.extensions["location"] = response.headers.pop("location", None)
 
 
 def _parsed(url: str, what: str) -> httpx.URL:
@@ -189,7 +203,7 @@ def _redirected(url: httpx.URL, location: str, outgoing: Outgoing) -> httpx.URL:
             target = target.copy_with(username=None, password=None)  # httpx would make credentials of them
     except (httpx.InvalidURL, ValueError):
         raise RegistryError(f"{outgoing.what}: {host}: malformed redirect {printable(location, limit=100)}") from None
-    if target.scheme not in ("http", "https") or not target.host:
+    if target.scheme not in ("http", "https") or not target.host or not 0 < _origin(target)[2] < 65536:
         raise RegistryError(f"{outgoing.what}: {host}: redirect to {printable(location, limit=100)} is not followed")
     if url.scheme == "https" and target.scheme == "http" and not outgoing.insecure:
         raise RegistryError(f"{outgoing.what}: {host}: redirect from https to http is not followed")
