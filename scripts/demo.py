@@ -50,18 +50,19 @@ def tour(image: str) -> int:
     shared = HOME / "data"
     shared.mkdir()
     (shared / "greeting").write_text("a file of the host\n")
-    limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null"
+    # The second half is for hosts with version 1 of cgroups.
+    limits = "cat memory.max cpu.max 2>/dev/null || cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us"
 
     say(f"A registry is serving a busybox image on loopback, as {bold(image)}.")
     examples = [
         ("The image is pulled over HTTP, then its command runs.", ["run", image, "echo", "hello world"]),
         (
             "Its own processes, its own host name, no network but loopback.",
-            ["run", "--hostname", "demo", image, "sh", "-c", "hostname; ps -o pid,args; ip -o addr | cut -c 1-40"],
+            ["run", "--hostname", "demo", image, "sh", "-c", "hostname; ps -o pid,comm; ip -o addr | cut -c 1-40"],
         ),
         (
             "A limit on memory and processors (256 MiB; half a processor).",
-            ["run", "-m", "256m", "--cpus", "0.5", image, "sh", "-c", limit],
+            ["run", "-m", "256m", "--cpus", "0.5", "-w", "/sys/fs/cgroup", image, "sh", "-c", limits],
         ),
         (
             "A folder of the host, read-only.",
