@@ -180,7 +180,7 @@ class Wire:
 
 
 async def _take_location(response: httpx.Response) -> None:
-    """Put ``Location`` where httpx does not see it: even when told not to follow, it reads it, and fails on bad ones."""
+    """Put ``Location`` where httpx does not see it: it reads it even when told not to follow, and fails on bad ones."""
     response.extensions["location"] = response.headers.pop("location", None)
 
 

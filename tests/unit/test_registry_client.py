@@ -258,11 +258,11 @@ async def test_manifests_of_absurd_size() -> None:
 @pytest.mark.parametrize("suffix", ["json", "prettyjws"])
 async def test_schema_1_is_refused(suffix: str) -> None:
     kind = f"application/vnd.docker.distribution.manifest.v1+{suffix}; charset=utf-8"
-    async with serving(lambda _: Reply(200, {"Content-Type": kind, "Docker-Content-Digest": sha256(b"")})) as server:
-        async with client() as registry:
-            for ask in (registry.get_manifest, registry.head_manifest):
-                with pytest.raises(ImageError, match="schema 1 is not supported"):
-                    await ask(ref(server))
+    reply = Reply(200, {"Content-Type": kind, "Docker-Content-Digest": sha256(b"")})
+    async with serving(lambda _: reply) as server, client() as registry:
+        for ask in (registry.get_manifest, registry.head_manifest):
+            with pytest.raises(ImageError, match="schema 1 is not supported"):
+                await ask(ref(server))
 
 
 async def test_head() -> None:
@@ -323,11 +323,11 @@ async def test_a_resume_of_what_is_complete() -> None:
     ["bytes 0-9/100", "bytes 11-19/100", "bytes 10-30/100", "bytes 10-19", "items 10-19/100", "bytes */100", ""],
 )
 async def test_another_range_than_was_asked_for(content_range: str) -> None:
-    async with serving(lambda _: Reply(206, {"Content-Range": content_range}, b"x" * 10)) as server:
-        async with client() as registry:
-            with pytest.raises(RegistryError, match="another range"):
-                async with registry.open_blob(ref(server), sha256(BLOB), start=10, end=20):
-                    pass
+    reply = Reply(206, {"Content-Range": content_range}, b"x" * 10)
+    async with serving(lambda _: reply) as server, client() as registry:
+        with pytest.raises(RegistryError, match="another range"):
+            async with registry.open_blob(ref(server), sha256(BLOB), start=10, end=20):
+                pass
 
 
 @pytest.mark.parametrize(
@@ -352,9 +352,13 @@ async def test_a_body_that_breaks_off(reply: Reply, got: int | None) -> None:
 
 
 async def test_a_slow_stream_is_no_stalled_one() -> None:
-    async with serving(lambda _: Reply(body=b"x" * 10, pause=0.3)) as server, client(stall=1.0) as registry:
-        async with registry.open_blob(ref(server), sha256(BLOB)) as stream:
-            assert await received(stream) == b"x" * 10
+    reply = Reply(body=b"x" * 10, pause=0.3)
+    async with (
+        serving(lambda _: reply) as server,
+        client(stall=1.0) as registry,
+        registry.open_blob(ref(server), sha256(BLOB)) as stream,
+    ):
+        assert await received(stream) == b"x" * 10
 
 
 async def test_leaving_a_blob_in_its_middle() -> None:
@@ -614,18 +618,21 @@ def mirrored(server: Server, *mirrors: str) -> Hosts:
 
 
 async def test_mirrors() -> None:
-    async with serving(good) as server, serving(good) as mirror:
-        async with client(hosts=mirrored(server, mirror.host)) as registry:
-            await registry.get_manifest(ref(server))
-            assert (len(server.asked), len(mirror.asked)) == (0, 1)
-            mirror.handler = lambda _: Reply(body=b"corrupted")
-            got = await registry.get_manifest(ref(server, f"a/b@{sha256(MANIFEST)}"))
-            assert got.body == MANIFEST
-            await registry.get_manifest(ref(server))
-            assert (len(server.asked), len(mirror.asked)) == (2, 2), "a mirror that failed is asked last from then on"
-            server.handler = lambda _: Reply(404)
-            with pytest.raises(ImageNotFound, match=f"{server.host} answered 404"):
-                await registry.get_manifest(ref(server, "a/b@" + sha256(b"x")))
+    async with (
+        serving(good) as server,
+        serving(good) as mirror,
+        client(hosts=mirrored(server, mirror.host)) as registry,
+    ):
+        await registry.get_manifest(ref(server))
+        assert (len(server.asked), len(mirror.asked)) == (0, 1)
+        mirror.handler = lambda _: Reply(body=b"corrupted")
+        got = await registry.get_manifest(ref(server, f"a/b@{sha256(MANIFEST)}"))
+        assert got.body == MANIFEST
+        await registry.get_manifest(ref(server))
+        assert (len(server.asked), len(mirror.asked)) == (2, 2), "a mirror that failed is asked last from then on"
+        server.handler = lambda _: Reply(404)
+        with pytest.raises(ImageNotFound, match=f"{server.host} answered 404"):
+            await registry.get_manifest(ref(server, "a/b@" + sha256(b"x")))
 
 
 async def test_a_dead_mirror_costs_one_attempt() -> None:
@@ -717,9 +724,11 @@ def trusting(tmp_path: Path, authority: Path, host: str) -> Path:
 
 async def test_tls_with_an_authority_of_certs_d(tmp_path: Path, authority: Path) -> None:
     async with serving(good, context=server_context(authority)) as server:
-        async with client() as registry:
+        sleeps = Sleeps()
+        async with client(sleeps=sleeps) as registry:
             with pytest.raises(RegistryError, match="certificate is not trusted") as caught:
                 await registry.get_manifest(ref(server))
+            assert sleeps == [], "that plain http got no answer from a server of TLS will not pass"
             assert caught.value.hint is not None
             assert f"certs.d/{server.host}/ca.crt" in caught.value.hint
         async with client(certificates=trusting(tmp_path, authority, server.host)) as registry:
