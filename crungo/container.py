@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import to_thread
 
-from crungo.errors import CommandNotExecutable, CommandNotFound, CrungoError, NotRunning
-from crungo.runtime.requests import Channel, error_from
+from crungo.config import ExecConfig
+from crungo.errors import CommandFailed, CommandNotExecutable, CommandNotFound, CrungoError, NotRunning
+from crungo.registry.groups import single_failure
+from crungo.runtime.requests import error_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from anyio import CapacityLimiter
     from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
 
-__all__ = ["Completed", "Container", "Process", "Stdio"]
+    from crungo.runtime.requests import Channel, Request
 
+__all__ = ["Completed", "Container", "Process", "Stdio", "run_to_end"]
+
+READ_SIZE = 1 << 20
 CLEAN_UP_LIMIT = 30.0
 """Seconds that leaving a block waits for the spawner's word that nothing is left."""
 
@@ -115,6 +122,30 @@ class Process:
         code: int = exited["code"]
         return code
 
+    async def communicate(self, input: bytes | None = None) -> Completed:  # noqa: A002 - subprocess's word
+        """Send ``input`` to the program, collect what it writes until it closes its streams, and wait for its end."""
+        collected: dict[str, bytes | None] = {"stdout": None, "stderr": None}
+
+        async def collect(name: str, stream: ByteReceiveStream) -> None:
+            parts = []
+            try:
+                while True:
+                    parts.append(await stream.receive(READ_SIZE))
+            except anyio.EndOfStream:
+                collected[name] = b"".join(parts)
+
+        with single_failure():
+            async with anyio.create_task_group() as group:
+                if self.terminal is not None:
+                    group.start_soon(collect, "stdout", self.terminal)
+                if self.stdout is not None:
+                    group.start_soon(collect, "stdout", self.stdout)
+                if self.stderr is not None:
+                    group.start_soon(collect, "stderr", self.stderr)
+                if self.stdin is not None:
+                    group.start_soon(_feed, self.stdin, input or b"")
+        return Completed(returncode=await self.wait(), stdout=collected["stdout"], stderr=collected["stderr"])
+
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process; raises NotRunning when it has ended."""
         if self._pidfd < 0:
@@ -157,12 +188,20 @@ class Process:
 
     # From here on for the engine.
 
-    async def _launch(self, ask: Callable[[], None], until: str) -> None:
-        """Ask, and wait, in a worker thread, until the process was created or started.
+    async def _launch(self, request: Request) -> None:
+        """Ask for the process, and wait in a worker thread until it was started; ends it when that does not work out.
 
         Cancelling orders the end through the channel, which also ends the wait: the thread is never abandoned, because
         it would go on reading.
         """
+        try:
+            await self._launch_cancellably(request)
+        except BaseException:
+            request.close()
+            await self.aclose()
+            raise
+
+    async def _launch_cancellably(self, request: Request) -> None:
         done = False
 
         async def end_when_cancelled() -> None:
@@ -172,18 +211,19 @@ class Process:
                 if not done:
                     self._channel.end()
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(end_when_cancelled)
-            try:
-                await to_thread.run_sync(self._read_until, ask, until, limiter=self._limiter)
-            finally:
-                done = True
-            group.cancel_scope.cancel()
+        with single_failure():
+            async with anyio.create_task_group() as group:
+                group.start_soon(end_when_cancelled)
+                try:
+                    await to_thread.run_sync(self._read_until_started, request, limiter=self._limiter)
+                finally:
+                    done = True
+                group.cancel_scope.cancel()
         self._raise_failure()
 
-    def _read_until(self, ask: Callable[[], None], until: str) -> None:
-        ask()
-        while until not in self._events and not self._events.keys() & {"error", "gone"}:
+    def _read_until_started(self, request: Request) -> None:
+        request.send()
+        while not self._events.keys() & {"started", "error", "gone"}:
             self._take(*self._channel.receive())
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -237,9 +277,68 @@ class Process:
         return fd
 
 
+async def _feed(stream: ByteSendStream, data: bytes) -> None:
+    try:
+        await stream.send(data)
+    except anyio.BrokenResourceError:
+        pass  # the program did not want all of it
+    await stream.aclose()
+
+
 class Container(Process):
     """A running container; :attr:`id` is its 64 hex digits."""
 
-    def __init__(self, identifier: str, channel: Channel, stdio: Stdio, limiter: CapacityLimiter, command: str) -> None:
+    def __init__(
+        self,
+        identifier: str,
+        channel: Channel,
+        stdio: Stdio,
+        limiter: CapacityLimiter,
+        command: str,
+        *,
+        execute: Callable[[ExecConfig], Awaitable[Process]],
+    ) -> None:
         super().__init__(channel, stdio, limiter, command)
         self.id = identifier
+        self._execute = execute
+
+    @asynccontextmanager
+    async def exec(self, command: Sequence[str], **fields: Any) -> AsyncIterator[Process]:
+        """A further process in this container, for as long as the block lasts; ``fields`` are those of ExecConfig.
+
+        Leaving the block ends it and all that it started, and nothing else.
+        """
+        process = await self._execute(ExecConfig(command=tuple(command), **fields))
+        try:
+            yield process
+        finally:
+            await process.aclose()
+
+    async def run(
+        self,
+        command: Sequence[str],
+        *,
+        input: bytes | None = None,  # noqa: A002 - subprocess's word
+        timeout: float | None = None,
+        check: bool = False,
+        **fields: Any,
+    ) -> Completed:
+        """Run a further process to its end and capture what it writes; arguments as for :meth:`crungo.Engine.run`."""
+        process = self.exec(command, stdin=input is not None, **fields)
+        return await run_to_end(process, input=input, timeout=timeout, check=check)
+
+
+async def run_to_end(
+    process: AbstractAsyncContextManager[Process],
+    *,
+    input: bytes | None,  # noqa: A002 - subprocess's word
+    timeout: float | None,
+    check: bool,
+) -> Completed:
+    """Feed, collect and wait, all at once; TimeoutError after ``timeout`` seconds, CommandFailed with ``check``."""
+    with anyio.fail_after(timeout):
+        async with process as running:
+            result = await running.communicate(input)
+    if check and result.returncode != 0:
+        raise CommandFailed(result.returncode, result.stdout, result.stderr)
+    return result

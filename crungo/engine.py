@@ -12,22 +12,21 @@ from __future__ import annotations
 import json
 import os
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import to_thread
 
-from crungo.config import ContainerConfig
-from crungo.container import Completed, Container, Stdio
-from crungo.errors import CommandFailed, HostError, NameInUse, UsageError
+from crungo.config import ContainerConfig, ExecConfig
+from crungo.container import Completed, Container, Process, Stdio, run_to_end
+from crungo.errors import HostError, NameInUse, UsageError
 from crungo.paths import Roots
 from crungo.runtime.cgroups import path_of
 from crungo.runtime.requests import SpawnerProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-
-    from anyio.abc import ByteReceiveStream
 
     from crungo.image.store import Image, Store
     from crungo.runtime.host import HostFacts
@@ -114,12 +113,7 @@ class Engine:
         ``check`` raises CommandFailed when the exit code is not 0. ``fields`` are those of ContainerConfig.
         """
         config = _config(image, command, stdin=input is not None, **fields)
-        with anyio.fail_after(timeout):
-            async with self.container(config) as container:
-                result = await _communicate(container, input)
-        if check and result.returncode != 0:
-            raise CommandFailed(result.returncode, result.stdout, result.stderr)
-        return result
+        return await run_to_end(self.container(config), input=input, timeout=timeout, check=check)
 
     @asynccontextmanager
     async def container(
@@ -137,12 +131,13 @@ class Engine:
 
     async def create(self, config: ContainerConfig, *, log: int = -1) -> Container:
         """Create and start a container; the caller must ``aclose`` it. ``log`` is a descriptor for libcrun's log."""
-        from crungo.runtime.host import HostFacts, check_host
+        from crungo.runtime.check import check_config
+        from crungo.runtime.host import HostFacts
         from crungo.runtime.names import random_name
 
         if self._host is None:
             self._host = HostFacts.read()
-        check_host(config, self._host)
+        check_config(config, self._host)
         image = None if config.rootfs is not None else await self.image(config)
         for _ in range(NAME_TRIES):
             try:
@@ -180,7 +175,7 @@ class Engine:
         spec = build_spec(config, image.config if image else None, place=place, host=host)
         files = etc_files(config, hostname=spec["hostname"], host=host)
         user = config.user if config.user is not None else image.config.user if image else None
-        message = {
+        message: dict[str, Any] = {
             "op": "create",
             "id": identifier,
             "name": name,
@@ -197,14 +192,38 @@ class Engine:
         assert self._limiter is not None
         with _stdio(config) as (ours, theirs):
             channel, request = self.spawner.request(message, [*theirs, *([log] if log >= 0 else [])])
-            container = Container(identifier, channel, ours, self._limiter, spec["process"]["args"][0])
-            try:
-                await container._launch(request.send, "started")
-            except BaseException:
-                request.close()
-                await container.aclose()
-                raise
+            container = Container(
+                identifier,
+                channel,
+                ours,
+                self._limiter,
+                spec["process"]["args"][0],
+                execute=partial(self._execute, identifier, user, spec["process"]),
+            )
+            await container._launch(request)
             return container
+
+    async def _execute(self, identifier: str, user: str | None, base: dict[str, Any], config: ExecConfig) -> Process:
+        """Start a further process in a container that was made with ``user`` and the process object ``base``."""
+        from crungo.runtime.spec import build_exec
+
+        assert self._limiter is not None
+        assert self._host is not None
+        process = build_exec(config, base, host=self._host)
+        message: dict[str, Any] = {
+            "op": "exec",
+            "id": identifier,
+            "process": json.dumps(process).encode(),
+            "user": user if config.user is None else config.user,
+            "groups": [],
+            "tty": config.tty,
+            "debug": False,
+        }
+        with _stdio(config) as (ours, theirs):
+            channel, request = self.spawner.request(message, theirs)
+            started = Process(channel, ours, self._limiter, process["args"][0])
+            await started._launch(request)
+            return started
 
 
 def _config(image: str | ContainerConfig, command: Sequence[str] | None = None, **fields: Any) -> ContainerConfig:
@@ -221,7 +240,7 @@ def _config(image: str | ContainerConfig, command: Sequence[str] | None = None, 
 
 
 @contextmanager
-def _stdio(config: ContainerConfig) -> Iterator[tuple[Stdio, list[int]]]:
+def _stdio(config: ContainerConfig | ExecConfig) -> Iterator[tuple[Stdio, list[int]]]:
     """Our ends and the container's of its standard streams; the container's are closed on leaving."""
     ours = Stdio()
     theirs: list[int] = []
@@ -245,37 +264,3 @@ def _stdio(config: ContainerConfig) -> Iterator[tuple[Stdio, list[int]]]:
     finally:
         for fd in theirs:
             os.close(fd)
-
-
-async def _communicate(container: Container, data: bytes | None) -> Completed:
-    """Feed, collect and wait, all at once."""
-    collected: dict[str, bytes | None] = {"stdout": None, "stderr": None}
-
-    async def collect(name: str, stream: ByteReceiveStream) -> None:
-        parts = []
-        try:
-            while True:
-                parts.append(await stream.receive(1 << 20))
-        except anyio.EndOfStream:
-            collected[name] = b"".join(parts)
-
-    async def feed() -> None:
-        assert container.stdin is not None
-        try:
-            await container.stdin.send(data or b"")
-        except anyio.BrokenResourceError:
-            pass  # the program did not want all of it
-        await container.stdin.aclose()
-
-    async with anyio.create_task_group() as group:
-        if container.terminal is not None:
-            group.start_soon(collect, "stdout", container.terminal)
-        else:
-            assert container.stdout is not None
-            assert container.stderr is not None
-            group.start_soon(collect, "stdout", container.stdout)
-            group.start_soon(collect, "stderr", container.stderr)
-            if container.stdin is not None:
-                group.start_soon(feed)
-        await container.wait()
-    return Completed(returncode=await container.wait(), stdout=collected["stdout"], stderr=collected["stderr"])

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["directories", "kill", "path_of", "remove"]
+__all__ = ["directories", "kill", "make_child", "path_of", "remove"]
 
 ROOT = "/sys/fs/cgroup"
 SIGKILL = 9
@@ -28,9 +28,9 @@ def path_of(identifier: str) -> str:
     return f"/crungo-{identifier}"
 
 
-def directories(identifier: str) -> list[str]:
-    """The directories of a container's cgroup: one on v2, one in each hierarchy on v1."""
-    name = path_of(identifier)
+def directories(identifier: str, child: str = "") -> list[str]:
+    """The directories of a container's cgroup: one on v2, one in each hierarchy on v1; or of ``child`` below it."""
+    name = path_of(identifier) + child
     candidates = [f"{ROOT}{name}"]
     try:
         candidates += [f"{ROOT}/{entry}{name}" for entry in os.listdir(ROOT)]
@@ -39,9 +39,20 @@ def directories(identifier: str) -> list[str]:
     return [path for path in candidates if os.path.isdir(path)]
 
 
-def kill(identifier: str) -> None:
-    """Send SIGKILL to every process in the container's cgroup and in the ones below it."""
+def make_child(identifier: str, child: str) -> None:
+    """Make a cgroup below the container's, without limits of its own: those above apply."""
     for top in directories(identifier):
+        os.mkdir(top + child, 0o755)
+        # A fresh v1 cpuset is empty, and no process may enter it (cpuset(7)).
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if os.path.exists(f"{top}{child}/{name}") and not os.path.exists(f"{top}/cgroup.controllers"):
+                with open(f"{top}/{name}", "rb") as above, open(f"{top}{child}/{name}", "wb") as file:
+                    file.write(above.read())
+
+
+def kill(identifier: str, child: str = "") -> None:
+    """Send SIGKILL to every process in the container's cgroup and in the ones below it."""
+    for top in directories(identifier, child):
         for directory in _below(top):
             for pid in _processes(directory):
                 try:
@@ -50,20 +61,20 @@ def kill(identifier: str) -> None:
                     pass
 
 
-def remove(identifier: str) -> None:
-    """Remove the container's cgroup with all below it, killing what is still inside."""
+def remove(identifier: str, child: str = "") -> None:
+    """Remove the container's cgroup, or a child of it, with all below it, killing what is still inside."""
     problem = None
-    for top in directories(identifier):
+    for top in directories(identifier, child):
         for directory in _below(top):
             try:
-                _remove_one(directory, identifier)
+                _remove_one(directory, identifier, child)
             except OSError as error:
                 problem = error  # the other hierarchies shall be clean all the same
     if problem is not None:
         raise problem
 
 
-def _remove_one(directory: str, identifier: str) -> None:
+def _remove_one(directory: str, identifier: str, child: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -73,7 +84,7 @@ def _remove_one(directory: str, identifier: str) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
-            kill(identifier)
+            kill(identifier, child)
             time.sleep(0.002)
         else:
             return

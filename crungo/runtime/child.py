@@ -15,6 +15,7 @@ import sys
 from crungo.errors import CrungoError, LibcrunError
 from crungo.runtime import cgroups, rootfs, syscalls, wire
 from crungo.runtime.libcrun import STATUS_FD, Libcrun, Spec, log_to
+from crungo.runtime.state import remove_tree
 from crungo.runtime.users import resolve_user
 
 TYPE_CHECKING = False
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from crungo.runtime.libcrun import Handlers
     from crungo.runtime.state import Claim, Places
 
-__all__ = ["LOG_FD", "REPORT_FD", "arrange", "create", "execute", "failure", "remove", "start"]
+__all__ = ["LOG_FD", "REPORT_FD", "arrange", "create", "end_execution", "execute", "failure", "remove", "start"]
 
 REPORT_FD = 4
 LOG_FD = 5
@@ -77,17 +78,8 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
         _write(f"{directory}/{name}", content)
     spec = Spec(request["spec"])
     root = rootfs.open_root(target)
-    try:
-        rootfs.require_directories(root, repair=layers is not None)
-        user = resolve_user(
-            request["user"],
-            request["groups"],
-            rootfs.read_file(root, "etc/passwd"),
-            rootfs.read_file(root, "etc/group"),
-        )
-    finally:
-        os.close(root)
-    spec.set_user(user.uid, user.gid, user.additional_gids)
+    rootfs.require_directories(root, repair=layers is not None)
+    _set_user(spec, request, root)
     crun = Libcrun(state_root=claim.places.state, identifier=claim.identifier, bundle=directory, handlers=handlers)
     console = _Console() if request["tty"] else None
     crun.create(spec, console_socket=None if console is None else console.path)
@@ -105,17 +97,20 @@ def start(places: Places, identifier: str) -> None:
     Libcrun(state_root=places.state, identifier=identifier, bundle="/").start()
 
 
-def execute(request: dict[str, Any], places: Places, handlers: Handlers, report: _socket.socket) -> None:
+def execute(request: dict[str, Any], cgroup: str, places: Places, handlers: Handlers, report: _socket.socket) -> None:
     """Start a further process in a running container; reports like :func:`create`."""
     log_to(LOG_FD if request["debug"] else -1, debug=request["debug"], errors=STATUS_FD)
+    identifier = request["id"]
     folder = f"{places.run}/exec-{os.getpid()}"
     os.mkdir(folder, 0o700)
+    os.chdir(folder)
     try:
-        os.chdir(folder)
-        _write("process.json", request["process"])
-        crun = Libcrun(state_root=places.state, identifier=request["id"], bundle="/", handlers=handlers)
+        crun = Libcrun(state_root=places.state, identifier=identifier, bundle="/", handlers=handlers)
+        spec = Spec(b'{"ociVersion":"1.0.2","process":' + request["process"] + b"}")
+        _set_user(spec, request, rootfs.open_root(f"/proc/{crun.pid()}/root"))
+        cgroups.make_child(identifier, cgroup)
         console = _Console() if request["tty"] else None
-        crun.execute("process.json", pid_file="pid", console_socket=None if console is None else console.path)
+        crun.execute(spec, cgroup=cgroup, pid_file="pid", console_socket=None if console is None else console.path)
         with open("pid", "rb") as file:
             pid = int(file.read())
         fds = [os.pidfd_open(pid)]
@@ -124,9 +119,13 @@ def execute(request: dict[str, Any], places: Places, handlers: Handlers, report:
         wire.send(report, {"event": "created", "pid": pid}, fds)
     finally:
         os.chdir("/")
-        for name in os.listdir(folder):
-            os.unlink(f"{folder}/{name}")
-        os.rmdir(folder)
+        remove_tree(folder)
+
+
+def end_execution(identifier: str, cgroup: str) -> None:
+    """Kill and remove what a further process has started, and nothing else of the container."""
+    cgroups.kill(identifier, cgroup)
+    cgroups.remove(identifier, cgroup)
 
 
 def remove(claim: Claim) -> None:
@@ -160,6 +159,16 @@ class _Console:
         self._socket.close()
         os.unlink(self.path)
         return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
+
+
+def _set_user(spec: Spec, request: dict[str, Any], root: int) -> None:
+    """Resolve the user that was asked for in the files of the root, whose descriptor is closed."""
+    try:
+        passwd, group = (rootfs.read_file(root, name) for name in ("etc/passwd", "etc/group"))
+    finally:
+        os.close(root)
+    user = resolve_user(request["user"], request["groups"], passwd, group)
+    spec.set_user(user.uid, user.gid, user.additional_gids)
 
 
 def _write(path: str, content: bytes) -> None:

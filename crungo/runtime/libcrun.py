@@ -93,18 +93,16 @@ class Libcrun:
         """Kill what is left of the container; remove its cgroup and its state."""
         self._call("delete", lib.libcrun_container_delete, self._context, ffi.NULL, self._strings["id"], True)
 
-    def execute(self, process_file: str, *, pid_file: str, console_socket: str | None = None) -> None:
-        """Start a further process, an OCI ``process`` object in a file; its pid is written to ``pid_file``."""
+    def execute(self, spec: Spec, *, cgroup: str, pid_file: str, console_socket: str | None = None) -> None:
+        """Start the process of ``spec``, which has nothing else, in the running container.
+
+        ``cgroup`` is below the container's own; the pid is written to ``pid_file``.
+        """
         self._set("pid_file", pid_file)
         if console_socket is not None:
             self._set("console_socket", console_socket)
-        self._call(
-            "exec",
-            lib.libcrun_container_exec_process_file,
-            self._context,
-            self._strings["id"],
-            ffi.new("char[]", os.fsencode(process_file)),
-        )
+        arguments = (self._context, self._strings["id"], spec.pointer, ffi.new("char[]", cgroup.encode()))
+        self._call("exec", lib.crungo_exec, *arguments)
 
     def update(self, resources: bytes) -> None:
         """Set limits: the text of an OCI ``linux.resources`` object."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IGNORED", "Spawner"]
 
-SIGKILL = 9
+SIGKILL, SIGCHLD = 9, 17
 IGNORED = (1, 2, 3, 13, 15, 25)
 """SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTERM: its end is the closing of a socket. SIGXFSZ: Python ignores it."""
 
@@ -42,9 +42,10 @@ class Spawner:
     def __init__(self, control: _socket.socket, root: str, run: str) -> None:
         self.control = control
         self.places = Places(root, run)
-        self.tasks: set[Container | Execution] = set()
+        self.tasks: set[Task] = set()
         self._poll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
+        self._children: set[int] = set()  # those with a pidfd of their own
         self._open = True
         self.places.make()
         self.handlers = _load_handlers(self.places)
@@ -57,12 +58,33 @@ class Spawner:
     def serve(self) -> None:
         """Answer until nobody asks and nothing runs."""
         self.watch(self.control.fileno(), self._on_control)
+        orphans = syscalls.signal_fd(SIGCHLD)
+        self.watch(orphans, lambda: _drain(orphans))
         self._sweep()
         while self._open or self.tasks:
             for fd, _ in self._poll.poll():
                 handler = self._watched.get(fd)
                 if handler is not None:  # another event of the same batch may have closed it
                     handler()
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """Reap what nobody waits for: processes of libcrun's whose parent, a child of ours, ended first.
+
+        A zombie of a container's pid namespace that is left would keep its init from ever ending (pid_namespaces(7)).
+        """
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None:
+                return
+            for task in list(self.tasks):
+                task.read_report()  # it may be the process that an unread report is about
+            if found.si_pid in self._children or any(task.pid == found.si_pid for task in self.tasks):
+                return  # its own event is due, and brings us here again
+            os.waitpid(found.si_pid, 0)
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._watched[fd] = handler
@@ -86,16 +108,19 @@ class Spawner:
             try:
                 for signum in IGNORED:
                     syscalls.set_signal(signum, ignored=False)
+                syscalls.unblock_signals()
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
                 work()
                 code = 0
             finally:
                 os._exit(code)
         pidfd = os.pidfd_open(pid)
+        self._children.add(pid)
 
         def ended() -> None:
             self.close(pidfd)
             _, status = os.waitpid(pid, 0)
+            self._children.discard(pid)
             then(os.waitstatus_to_exitcode(status))
 
         self.watch(pidfd, ended)
@@ -140,11 +165,12 @@ class Task:
         self.channel = channel
         self.pid = 0
         self.pidfd = -1
+        self.report: _socket.socket | None = None
         self.status = -1  # our end of the pipe on which a failed exec is told
         self.doomed = False
         self.working = True  # a child is at work for this task
         self.failed = False
-        spawner.tasks.add(self)  # type: ignore[arg-type]
+        spawner.tasks.add(self)
         spawner.watch(channel.fileno(), self._on_channel)
 
     def tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
@@ -172,8 +198,9 @@ class Task:
                 raise
 
         def ended(code: int) -> None:
-            self._on_report(ours)  # what the child said last may still be unread
+            self.read_report()  # what the child said last may still be unread
             self.spawner.unwatch(ours.fileno())
+            self.report = None
             ours.close()
             self.working = False
             if code and not self.failed:
@@ -184,19 +211,23 @@ class Task:
 
         try:
             self.spawner.fork(body, ended)
-            self.spawner.watch(ours.fileno(), lambda: self._on_report(ours))
+            self.report = ours
+            self.spawner.watch(ours.fileno(), self.read_report)
         finally:
             theirs.close()
             os.close(status)
 
-    def _on_report(self, report: _socket.socket) -> None:
-        while _readable(report.fileno()):
-            message, fds = wire.recv(report)
+    def read_report(self) -> None:
+        """Take what the child has reported so far."""
+        while self.report is not None and _readable(self.report.fileno()):
+            message, fds = wire.recv(self.report)
             if message is None:
-                self.spawner.unwatch(report.fileno())
+                self.spawner.unwatch(self.report.fileno())
                 return
             if message["event"] == "error":
-                self._fail(message)
+                # libcrun does not say why an exec failed; the process that did it has.
+                told = os.read(self.status, 4096) if _readable(self.status) else b""
+                self._fail(_exec_failure(told) if told else message)
                 continue
             self.pid, self.pidfd = message["pid"], fds[0]
             self.tell(message, tuple(fds))
@@ -217,9 +248,7 @@ class Task:
         self.spawner.close(self.status)
         self.status = -1
         if data:
-            number = int.from_bytes(data[:4], sys.byteorder, signed=True)
-            text = data[4:].decode(errors="replace")
-            self._fail({"event": "error", "kind": "exec", "errno": number, "message": text})
+            self._fail(_exec_failure(data))
         else:
             self.tell({"event": "started"})
 
@@ -272,7 +301,7 @@ class Task:
         self.tell({"event": "gone", "problem": problem})
         self.spawner.unwatch(self.channel.fileno())
         self.channel.close()
-        self.spawner.tasks.discard(self)  # type: ignore[arg-type]
+        self.spawner.tasks.discard(self)
 
 
 class Container(Task):
@@ -303,12 +332,28 @@ class Container(Task):
 
 
 class Execution(Task):
-    """A further process in a container."""
+    """A further process in a container; what it started ends with its channel, not with itself."""
+
+    serial = 0
 
     def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         super().__init__(spawner, channel)
+        Execution.serial += 1
+        self.identifier = request["id"]
+        self.cgroup = f"/exec-{os.getpid()}-{Execution.serial}"
         log = fds[3] if request["debug"] else None
-        self.launch(lambda report: child.execute(request, spawner.places, spawner.handlers, report), fds[:3], log)
+        self.launch(
+            lambda report: child.execute(request, self.cgroup, spawner.places, spawner.handlers, report), fds[:3], log
+        )
+
+    def clean_up(self) -> None:
+        if not self.doomed:
+            self.working = False  # `doom` comes here again
+            return
+        self.spawner.fork(
+            lambda: child.end_execution(self.identifier, self.cgroup),
+            lambda code: self.finish(None if code == 0 else "exec: not all that it started could be ended"),
+        )
 
 
 class Unpacking:
@@ -339,6 +384,16 @@ def _load_handlers(places: Places) -> Handlers:
         return Handlers(folder)
     finally:
         remove_tree(folder)
+
+
+def _exec_failure(data: bytes) -> dict[str, Any]:
+    """The event for what was told on a status descriptor: errno, and perhaps a text."""
+    number = int.from_bytes(data[:4], sys.byteorder, signed=True)
+    return {"event": "error", "kind": "exec", "errno": number, "message": data[4:].decode(errors="replace")}
+
+
+def _drain(fd: int) -> None:
+    os.read(fd, 4096)
 
 
 def _readable(fd: int) -> bool:

@@ -31,7 +31,9 @@ __all__ = [
     "set_child_subreaper",
     "set_name",
     "set_signal",
+    "signal_fd",
     "umount",
+    "unblock_signals",
     "unshare",
 ]
 
@@ -100,6 +102,16 @@ def send_signal(pidfd: int, signum: int) -> None:
 def set_signal(signum: int, *, ignored: bool) -> None:
     """Ignore a signal, or give it its default action back; Python's own signal module takes a while to import."""
     _check(lib.crungo_set_signal(signum, ignored))
+
+
+def signal_fd(signum: int) -> int:
+    """Block a signal; returns a non-blocking descriptor that is readable while one is pending."""
+    return _check(lib.crungo_signal_fd(signum))
+
+
+def unblock_signals() -> None:
+    """Empty the signal mask."""
+    _check(lib.crungo_unblock_signals())
 
 
 def _check(result: int, path: str | bytes | None = None) -> int:

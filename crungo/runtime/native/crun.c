@@ -100,6 +100,19 @@ crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, con
   return 0;
 }
 
+int
+crungo_exec (libcrun_context_t *context, const char *id, libcrun_container_t *container, const char *cgroup,
+             libcrun_error_t *err)
+{
+  struct libcrun_container_exec_options_s options = {
+    .struct_size = sizeof (options),
+    .process = container->container_def->process,
+    .cgroup = cgroup,
+  };
+
+  return libcrun_container_exec_with_options (context, id, &options, err);
+}
+
 /* The last step of a container's init, and of an exec'd process, as a libcrun handler (custom-handler.h).
 
    libcrun would print a failed execve to the container's stderr and exit with 1, which cannot be told from a program

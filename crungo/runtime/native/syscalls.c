@@ -2,6 +2,7 @@
 
 #include <linux/openat2.h>
 #include <signal.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -29,4 +30,25 @@ int
 crungo_set_signal (int signum, int ignored)
 {
   return signal (signum, ignored ? SIG_IGN : SIG_DFL) == SIG_ERR ? -1 : 0;
+}
+
+int
+crungo_signal_fd (int signum)
+{
+  sigset_t set;
+
+  sigemptyset (&set);
+  sigaddset (&set, signum);
+  if (sigprocmask (SIG_BLOCK, &set, NULL) < 0)
+    return -1;
+  return signalfd (-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int
+crungo_unblock_signals (void)
+{
+  sigset_t set;
+
+  sigemptyset (&set);
+  return sigprocmask (SIG_SETMASK, &set, NULL);
 }

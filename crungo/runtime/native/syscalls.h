@@ -22,4 +22,10 @@ int crungo_pidfd_send_signal (int pidfd, int signum);
 /* Ignore a signal, or give it its default action back. */
 int crungo_set_signal (int signum, int ignored);
 
+/* Block a signal, and report it on a non-blocking signalfd(2). */
+int crungo_signal_fd (int signum);
+
+/* Empty the signal mask. */
+int crungo_unblock_signals (void);
+
 #endif
