@@ -1,8 +1,8 @@
 """Unpack one layer: what runs in a freshly forked child of the spawner, which does nothing else and then exits.
 
-The blob is a file that may still be growing; messages on the channel say how far it may be read. Its bytes are hashed
-and decompressed by one thread, the tar stream is hashed by a second, and libarchive (native/unpack.c) makes the files
-in the first, all at once: none of them holds the interpreter's lock for long. A fourth waits for messages.
+The blob is a file that may still be growing; messages on the channel say how far it may be read. One thread
+decompresses it, a second hashes its bytes and those of the tar stream, and libarchive (native/unpack.c) makes the files
+in the main thread, all at once: none of them holds the interpreter's lock for long. A fourth waits for messages.
 
 Invariant: before the first byte of the archive is looked at (four bytes tell its compression, no more), the process is
 locked into the layer's empty directory (native/unpack_confine.h), and whatever it will need is loaded. From then on
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     CData = Any  # a pointer of cffi's
+    _Hash = hashlib._Hash
 
 __all__ = ["run"]
 
@@ -41,7 +42,7 @@ DEPTH = 6
 PROGRESS_INTERVAL = 0.05
 """Seconds between two progress messages."""
 
-_Piece = bytes | BaseException | None  # None: the end
+_End = BaseException | None
 
 
 def run(blob_fd: int, directory_fd: int, channel: _socket.socket, *, limit: int, user_xattrs: bool = False) -> None:
@@ -81,7 +82,7 @@ def _unpack(blob: _Blob, directory_fd: int, limit: int, user_xattrs: bool) -> di
         pass
     return {
         "event": "unpacked",
-        "digest": f"sha256:{blob.hash.hexdigest()}",
+        "digest": f"sha256:{stream.blob_hash.hexdigest()}",
         "size": blob.read_bytes,
         "diff_id": f"sha256:{stream.hash.hexdigest()}",
         "unpacked_size": stream.size,
@@ -101,10 +102,9 @@ def _confine(directory_fd: int, user_xattrs: bool) -> None:
 
 
 class _Blob:
-    """The blob's file, read no further than the channel says; hashed as it is read."""
+    """The blob's file, read no further than the channel says."""
 
     def __init__(self, fd: int, channel: _socket.socket) -> None:
-        self.hash = hashlib.sha256()
         self.read_bytes = 0
         self._fd = fd
         self._channel = channel
@@ -149,7 +149,6 @@ class _Blob:
         data = os.pread(self._fd, n, self.read_bytes)
         if n and not data:
             raise LayerError(f"layer: its blob has {self.read_bytes} bytes, fewer than announced")
-        self.hash.update(data)
         self.read_bytes += len(data)
         now = time.monotonic()
         if now >= self._next_progress:
@@ -159,52 +158,61 @@ class _Blob:
 
 
 class _Stream:
-    """The tar stream, decompressed and hashed by a thread each, a few pieces ahead of who takes them."""
+    """The tar stream: decompressed by one thread, hashed by a second, a few pieces ahead of who takes them.
+
+    The second hashes the blob's bytes, too, since decompression is what takes longest.
+    """
 
     def __init__(self, blob: _Blob, limit: int) -> None:
+        self.blob_hash = hashlib.sha256()
         self.hash = hashlib.sha256()
         self.size = 0
-        self.error: BaseException | None = None
         self._blob = blob
         self._limit = limit
-        self._decompressed: queue.Queue[_Piece] = queue.Queue(DEPTH)
-        self._hashed: queue.Queue[_Piece] = queue.Queue(DEPTH)
+        self._to_hash: queue.Queue[tuple[_Hash, bytes] | _End] = queue.Queue(2 * DEPTH)
+        self._hashed: queue.Queue[bytes | _End] = queue.Queue(DEPTH)
         self._ended = False
 
     def start(self) -> None:
-        stages = [
-            ("decompress", self._decompress(), self._decompressed),
-            ("hash", self._hash_pieces(), self._hashed),
-        ]
-        for name, pieces, sink in stages:
-            threading.Thread(target=_pour, args=(pieces, sink), name=name, daemon=True).start()
+        """Start both threads; they end with the stream, or with the process."""
+        threading.Thread(target=_pour, args=(self._decompress(), self._to_hash), name="decompress", daemon=True).start()
+        threading.Thread(target=_pour, args=(self._hash(), self._hashed), name="hash", daemon=True).start()
 
     def next(self) -> bytes | None:
         """The next piece; None at the end. Raises what a thread met."""
         if self._ended:
             return None
         piece = self._hashed.get()
-        if isinstance(piece, BaseException):
-            self._ended = True
+        if isinstance(piece, bytes):
+            return piece
+        self._ended = True
+        if piece is not None:
             raise piece
-        self._ended = piece is None
-        return piece
+        return None
 
-    def _decompress(self) -> Iterator[bytes]:
-        return decompress.tar_stream(self._blob.read, limit=self._limit)
+    def _decompress(self) -> Iterator[tuple[_Hash, bytes]]:
+        def read(n: int) -> bytes:
+            data = self._blob.read(n)
+            self._to_hash.put((self.blob_hash, data))
+            return data
 
-    def _hash_pieces(self) -> Iterator[bytes]:
-        while (piece := self._decompressed.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            self.hash.update(piece)
-            self.size += len(piece)
-            yield piece
+        for piece in decompress.tar_stream(read, limit=self._limit):
+            yield self.hash, piece
+
+    def _hash(self) -> Iterator[bytes]:
+        while isinstance(item := self._to_hash.get(), tuple):
+            digest, data = item
+            digest.update(data)
+            if digest is self.hash:
+                self.size += len(data)
+                yield data
+        if item is not None:
+            raise item
 
 
-def _pour(pieces: Iterator[bytes], sink: queue.Queue[_Piece]) -> None:
+def _pour(pieces: Iterator[Any], sink: queue.Queue[Any]) -> None:
     """Put all pieces into the sink, then what ended them: None, or the exception."""
-    end: BaseException | None = None
+    end: _End = None
     try:
         for piece in pieces:
             sink.put(piece)
