@@ -23,6 +23,10 @@ __all__ = ["Snapshot", "become_subreaper", "descendants", "settle", "sweep"]
 
 PR_SET_CHILD_SUBREAPER = 36
 CGROUPS = Path("/sys/fs/cgroup")
+STANDING = frozenset({"containers"})
+"""Directories of a run root that stay once they are made; what is in them counts."""
+LASTING = ".cache"
+"""libcrun's cache of compiled seccomp filters, one for each profile whatever the number of containers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,5 +195,8 @@ def _files(folders: Iterable[Path]) -> list[str]:
     found = []
     for folder in folders:
         for parent, subfolders, files in os.walk(folder):
-            found += [os.path.join(parent, name) for name in [*subfolders, *files]]
+            if LASTING in subfolders:
+                subfolders.remove(LASTING)
+            standing = STANDING if Path(parent) == folder else frozenset()
+            found += [os.path.join(parent, name) for name in {*subfolders, *files} - standing]
     return found
