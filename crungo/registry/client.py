@@ -52,8 +52,8 @@ _ACCEPT = ", ".join(
     )
 )
 _SCHEMA_1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1\+(?:json|prettyjws)")
-# What registries answer to a HEAD that they do not support.
-_NO_HEAD = frozenset({400, 405, 501})
+# What registries answer to a HEAD that they do not support. Not 400: so servers of TLS answer plain http.
+_NO_HEAD = frozenset({405, 501})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

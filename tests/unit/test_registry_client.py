@@ -279,6 +279,17 @@ async def test_head() -> None:
             await registry.head_manifest(ref(server))
 
 
+async def test_400_to_plain_http_means_tls() -> None:
+    async with serving(lambda _: Reply(400)) as server, client(connect=0.2, retries=0) as registry:
+        for ask in (registry.get_manifest, registry.head_manifest):
+            with pytest.raises(RegistryError, match="answered 400") as caught:
+                await ask(ref(server))
+            assert caught.value.status == 400
+        assert len(server.asked) == 2, (
+            "both were asked by plain http, and then with TLS, which this server does not know"
+        )
+
+
 async def test_a_whole_blob_and_the_connection_again() -> None:
     async with serving(good) as server, client() as registry:
         for _ in range(2):
@@ -785,3 +796,7 @@ async def test_a_proxy_is_used_but_not_for_this_machine(monkeypatch: pytest.Monk
             )
             assert (await registry.get_manifest(Reference.parse("reg.invalid/a/b:1"))).body == MANIFEST
             assert proxy.paths == ["http://reg.invalid/v2/a/b/manifests/1"]
+            async with registry.open_blob(Reference.parse("reg.invalid/a/b:1"), sha256(BLOB)) as stream:
+                async for chunk in stream.chunks():
+                    assert chunk
+                    break
