@@ -55,8 +55,8 @@ def failure(error: BaseException) -> dict[str, Any]:
     if isinstance(error, CrungoError):
         return {"event": "error", "kind": type(error).__name__, "message": error.message, "hint": error.hint}
     if isinstance(error, OSError):
-        where = f" {os.fsdecode(error.filename)}" if error.filename else ""
-        return {"event": "error", "kind": "ContainerError", "message": f"create container:{where}: {error.strerror}"}
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return {"event": "error", "kind": "ContainerError", "message": f"create container: {where}{error.strerror}"}
     return {"event": "error", "kind": "ContainerError", "message": f"create container: {type(error).__name__}: {error}"}
 
 
@@ -66,6 +66,7 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     Reports ``{"pid": n}`` with a pidfd of init and, with a terminal, the PTY's master.
     """
     log_to(LOG_FD if request["debug"] else -1, debug=request["debug"])
+    syscalls.set_child_subreaper()  # what libcrun leaves behind is the spawner's only once it has our report
     directory = claim.directory
     os.chdir(directory)
     syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -100,6 +101,7 @@ def start(places: Places, identifier: str) -> None:
 def execute(request: dict[str, Any], cgroup: str, places: Places, handlers: Handlers, report: _socket.socket) -> None:
     """Start a further process in a running container; reports like :func:`create`."""
     log_to(LOG_FD if request["debug"] else -1, debug=request["debug"], errors=STATUS_FD)
+    syscalls.set_child_subreaper()  # as above: a short process may have ended before it is reported
     identifier = request["id"]
     folder = f"{places.run}/exec-{os.getpid()}"
     os.mkdir(folder, 0o700)
