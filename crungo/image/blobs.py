@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from crungo.errors import DigestMismatch, StoreError
-from crungo.image.digest import hasher, hex_of
+from crungo.image.digest import hasher, hex_of, is_digest
 from crungo.image.extents import Extents
 from crungo.image.layout import write_whole
 from crungo.image.locks import lock
@@ -48,6 +48,19 @@ class Blobs:
             return os.lstat(self._layout.blob(digest)).st_size == size
         except FileNotFoundError:
             return False
+
+    def names(self) -> list[str]:
+        """The digests of all blobs."""
+        root = f"{self._layout.root}/blobs"
+        found = (f"{algorithm}:{name}" for algorithm in os.listdir(root) for name in os.listdir(f"{root}/{algorithm}"))
+        return sorted(digest for digest in found if is_digest(digest))
+
+    def size(self, digest: str) -> int:
+        """Bytes of a blob; 0 when it is not there."""
+        try:
+            return os.lstat(self._layout.blob(digest)).st_size
+        except FileNotFoundError:
+            return 0
 
     def open(self, digest: str) -> int:
         """A descriptor for reading a blob, the caller's to close.

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crungo.errors import CrungoError, StoreError
-from crungo.image.digest import is_digest
 from crungo.image.imageconfig import ImageConfig
 from crungo.image.leases import leased, remove_stale_leases
 from crungo.image.locks import exclusive, open_locked
@@ -98,7 +97,7 @@ class Collector:
         trash: list[str] = []
         freed = 0
         with exclusive(self._layout.lock):
-            chosen = set(self._all() if candidates is None else candidates)
+            chosen = set((*self._blobs.names(), *self._layers.names()) if candidates is None else candidates)
             for digest in chosen - self.used():
                 freed += self._blobs.discard(digest)
                 record = self._layers.record(digest)
@@ -153,12 +152,3 @@ class Collector:
             with suppress(FileNotFoundError):
                 os.unlink(f"{path}.extents")
             os.close(fd)
-
-    def _all(self) -> list[str]:
-        blobs = [
-            digest
-            for algorithm in os.listdir(f"{self._layout.root}/blobs")
-            for name in os.listdir(f"{self._layout.root}/blobs/{algorithm}")
-            if is_digest(digest := f"{algorithm}:{name}")
-        ]
-        return blobs + self._layers.names()

@@ -5,6 +5,7 @@ Source: OCI image specification 1.1 (config.md); docker's differs in fields that
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from crungo.image.jsondoc import JsonObject
 
 __all__ = ["HistoryEntry", "ImageConfig", "parse_time"]
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")  # fromisoformat takes more forms than RFC 3339 has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +120,10 @@ class ImageConfig:
 
 def parse_time(text: str) -> datetime | None:
     """An RFC 3339 time, or ``None`` where the text is none (a wrong date is no reason to refuse an image)."""
+    if not _TIME.match(text):
+        return None
     try:
-        time = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text[:64])
     except ValueError:
         return None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -137,16 +137,16 @@ class Layers:
         write_whole(path, _encoded(value), temporary=self._layout.fresh("tmp"))
 
     @asynccontextmanager
-    async def staging(self, diff_id: str) -> AsyncIterator[Staging | None]:
+    async def staging(self, diff_id: str, *, again: bool = False) -> AsyncIterator[Staging | None]:
         """An empty directory to unpack the layer into, for this caller alone; waits while another has it.
 
-        Yields None when a trusted layer is there, having been made by whoever was waited for. What is not committed is
-        removed on leaving.
+        Yields None when a trusted layer is there (made, perhaps, by whoever was waited for), unless it is to be made
+        ``again``. What is not committed is removed on leaving.
         """
         path = self._layout.staging(diff_id)
         fd = await lock(path, directory=True)
         try:
-            if self.trusted(diff_id):
+            if not again and self.trusted(diff_id):
                 os.rmdir(path)
                 yield None
                 return

@@ -93,11 +93,15 @@ class Reference:
 
     @property
     def familiar_name(self) -> str:
-        """The name as docker prints it: ``alpine``, ``user/x``, ``ghcr.io/user/x``."""
-        if self.registry != DEFAULT_REGISTRY:
-            return self.name
+        """The name as docker prints it: ``alpine``, ``user/x``, ``ghcr.io/user/x``.
+
+        It is the whole name where the short one would be read as something else (``docker.io/a.b/c``).
+        """
         short = self.repository.removeprefix(_OFFICIAL)
-        return self.repository if "/" in short else short
+        for name in (short, self.repository):
+            if _split(name) == (self.registry, self.repository) and not _ID.fullmatch(name):
+                return name
+        return self.name
 
     @property
     def familiar(self) -> str:

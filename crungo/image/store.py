@@ -82,7 +82,7 @@ class Store:
     # ---- reading
 
     def image(self, what: str | Reference) -> Image:
-        """The image of a name, an id, or an unambiguous beginning of an id.
+        """The image of a name, an id, an unambiguous beginning of an id, or the digest of a manifest.
 
         Raises:
             ImageNotKnown: there is none.
@@ -317,7 +317,11 @@ def _same_image(one: RefRecord, other: RefRecord) -> bool:
 
 
 def _by_id(records: Sequence[RefRecord], beginning: str, text: str) -> RefRecord:
-    found = {r.manifest.digest: r for r in records if r.image_id.startswith(f"sha256:{beginning}")}
+    whole = f"sha256:{beginning}"
+    for record in records:
+        if record.manifest.digest == whole:
+            return record
+    found = {record.manifest.digest: record for record in records if record.image_id.startswith(whole)}
     if not found:
         raise ImageNotKnown(f"No such image: {text}")
     if len({record.image_id for record in found.values()}) > 1:

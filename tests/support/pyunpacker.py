@@ -75,6 +75,9 @@ class PyUnpacking:
                     source = archive.extractfile(member)
                     assert source is not None
                     path.write_bytes(source.read())
+        for folder, _, names in os.walk(self._directory, topdown=False):
+            for path in (*(Path(folder, name) for name in names), Path(folder)):
+                os.utime(path, (0, 0))
         return count
 
 

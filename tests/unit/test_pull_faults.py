@@ -85,7 +85,7 @@ async def test_breaks_are_continued(
 async def test_gives_up_after_retries(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     source = layered(500_000, 10)
     text = registry.add(source)
-    registry.faults = on(source, lambda request: Fault(after=10 if request.number else 100_000))
+    registry.faults = on(source, lambda request: Fault(after=10 if request.number else 100_000, pause=0.1))
     store = make_store(tmp_path)
     with pytest.raises(RegistryError):
         await get(text, store, client)
@@ -351,23 +351,38 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
-def start(text: str, store: Store) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", KILLED, text, store.layout.root]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
+class Puller:
+    """A process that pulls; it does not outlive its block."""
 
+    def __init__(self, text: str, store: Store) -> None:
+        command = [sys.executable, "-c", KILLED, text, store.layout.root]
+        self.process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Another process's progress has no event to wait for."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    def __enter__(self) -> Puller:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
-async def end(process: subprocess.Popen[bytes]) -> int:
-    _, errors = await anyio.to_thread.run_sync(process.communicate)
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something holds while the process runs; another process's progress has no event."""
+
+        def wait() -> None:
+            deadline = time.monotonic() + 30
+            while not condition():
+                assert self.process.poll() is None, self.process.communicate()[1].decode()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+        await anyio.to_thread.run_sync(wait)
+
+    async def end(self) -> int:
+        _, errors = await anyio.to_thread.run_sync(self.process.communicate)
+        assert self.process.returncode in (0, -signal.SIGKILL), errors.decode()
+        return self.process.returncode
 
 
 async def test_killed_and_continued(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
@@ -381,13 +396,13 @@ async def test_killed_and_continued(registry: FakeRegistry, client: RegistryClie
 
     registry.faults = fault
     store = make_store(tmp_path)
-    process = start(text, store)
-    await anyio.to_thread.run_sync(held.wait, 30)
     journal = Path(store.layout.part(large) + ".extents")
-    await anyio.to_thread.run_sync(wait_until, lambda: os.path.exists(store.layout.blob(small)))
-    await anyio.to_thread.run_sync(wait_until, lambda: journal.stat().st_size > 0)
-    process.kill()
-    assert await end(process) == -signal.SIGKILL
+    with Puller(text, store) as puller:
+        await puller.until(held.is_set)
+        await puller.until(lambda: os.path.exists(store.layout.blob(small)))
+        await puller.until(lambda: journal.stat().st_size > 0)
+        puller.process.kill()
+        assert await puller.end() == -signal.SIGKILL
     go_on.set()
 
     assert store.images() == []
@@ -408,8 +423,8 @@ async def test_two_processes_download_once(registry: FakeRegistry, client: Regis
     text = registry.add(source)
     registry.faults = lambda request: Fault(pause=0.05) if "blobs" in request.path else None
     store = make_store(tmp_path)
-    processes = [start(text, store) for _ in range(2)]
-    assert [await end(process) for process in processes] == [0, 0]
+    with Puller(text, store) as one, Puller(text, store) as two:
+        assert [await one.end(), await two.end()] == [0, 0]
     for layer in source.document["layers"]:
         assert registry.bytes_of(layer["digest"]) == layer["size"]
     assert store.image(text).digest == source.digest
@@ -424,14 +439,13 @@ async def test_waiting_for_a_killed_process(registry: FakeRegistry, client: Regi
         source, lambda request: Fault(after=100_000, hold=_Notify(held, go_on)) if request.number == 0 else None
     )
     store = make_store(tmp_path)
-    process = start(text, store)
-    await anyio.to_thread.run_sync(held.wait, 30)
-    async with anyio.create_task_group() as group:
-        group.start_soon(get, text, store, client)
-        await anyio.sleep(0.2)
-        assert len(registry.requests(source.document["layers"][0]["digest"])) == 1
-        process.kill()
-    await end(process)
+    with Puller(text, store) as puller:
+        await puller.until(held.is_set)
+        async with anyio.create_task_group() as group:
+            group.start_soon(get, text, store, client)
+            await anyio.sleep(0.2)
+            assert len(registry.requests(source.document["layers"][0]["digest"])) == 1
+            puller.process.kill()
     go_on.set()
     assert store.image(text).digest == source.digest
 

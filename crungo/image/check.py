@@ -1,0 +1,186 @@
+"""Is the store what it says? Every name, blob and layer is looked at; what is wrong is said and, if asked, mended.
+
+A blob is right when its bytes have its digest. A layer is right when unpacking its blob again gives the same tree,
+compared entry by entry. Mending takes away what is wrong and cannot be used (the next pull fetches it), and makes again
+what can be made from what is here; it never touches a layer that a lease or ``in_use`` protects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import anyio.to_thread
+
+from crungo.errors import CrungoError, LayerError, StoreError
+from crungo.image.blobs import hash_file
+from crungo.image.collect import documents
+from crungo.image.leases import leased
+from crungo.image.locks import exclusive
+from crungo.image.trees import differences, dispose
+
+if TYPE_CHECKING:
+    from crungo.image.layers import Unpacked, Unpacker
+    from crungo.image.manifest import Descriptor
+    from crungo.image.refs import RefRecord
+    from crungo.image.store import Store
+
+__all__ = ["Problem", "check"]
+
+InUse = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something wrong with a ``name`` (a record), ``image``, ``blob`` or ``layer``, and whether it was mended."""
+
+    kind: Literal["name", "image", "blob", "layer"]
+    what: str
+    message: str
+    mended: bool = False
+
+
+async def check(
+    store: Store,
+    unpacker: Unpacker | None = None,
+    *,
+    repair: bool = False,
+    in_use: InUse = lambda _: False,
+    limit: int = 1 << 40,
+) -> list[Problem]:
+    """Look at everything; may take as long as reading all blobs and unpacking all layers does.
+
+    Without an ``unpacker``, layers are only looked for. ``in_use`` says whether containers use the layer of a diff id.
+
+    Raises:
+        StoreError, OSError: the store cannot be read.
+    """
+    return await _Check(store=store, unpacker=unpacker, repair=repair, in_use=in_use, limit=limit).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    store: Store
+    unpacker: Unpacker | None
+    repair: bool
+    in_use: InUse
+    limit: int
+
+    async def run(self) -> list[Problem]:
+        if not os.path.isdir(self.store.layout.root):  # noqa: ASYNC240 - one stat
+            return []
+        self.store.layout.create()
+        found = await anyio.to_thread.run_sync(self._names)
+        blobs, bad = await self._blobs()
+        found += blobs
+        layers: dict[str, Descriptor] = {}
+        for record in self.store.refs.all():
+            found += await anyio.to_thread.run_sync(self._image, record, bad, layers)
+        for diff_id, descriptor in layers.items():
+            found += await self._layer(diff_id, descriptor)
+        return found
+
+    def _names(self) -> list[Problem]:
+        found = []
+        for path, message in self.store.refs.damaged():
+            if self.repair:
+                with exclusive(self.store.layout.lock), suppress(FileNotFoundError):
+                    os.unlink(path)
+                    self.store.refs.write_index()
+            found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
+        return found
+
+    async def _blobs(self) -> tuple[list[Problem], set[str]]:
+        found: list[Problem] = []
+        bad: set[str] = set()
+        for digest in self.store.blobs.names():
+            if not await anyio.to_thread.run_sync(self._blob_is_right, digest):
+                if self.repair:
+                    self.store.blobs.discard(digest)
+                bad.add(digest)
+                found.append(
+                    Problem(kind="blob", what=digest, message="is not what its digest says", mended=self.repair)
+                )
+        return found, bad
+
+    def _blob_is_right(self, digest: str) -> bool:
+        try:
+            fd = self.store.blobs.open(digest)
+        except StoreError:  # removed since it was listed
+            return True
+        try:
+            return hash_file(fd, digest)[0] == digest
+        finally:
+            os.close(fd)
+
+    def _image(self, record: RefRecord, bad: set[str], layers: dict[str, Descriptor]) -> list[Problem]:
+        name = str(record.reference) if record.reference is not None else record.image_id
+        try:
+            manifest, config = documents(self.store.blobs, record)
+        except CrungoError as error:
+            # Without its documents nothing can be started from it; a pull brings it back.
+            if self.repair:
+                with exclusive(self.store.layout.lock):
+                    self.store.refs.discard(record)
+                    self.store.refs.write_index()
+            return [Problem(kind="image", what=name, message=error.message, mended=self.repair)]
+        layers.update(zip(config.diff_ids, manifest.layers, strict=True))
+        return [
+            Problem(
+                kind="image",
+                what=name,
+                message=f"lacks the blob of layer {layer.digest}; pull it again to have it back",
+            )
+            for layer in dict.fromkeys(manifest.layers)
+            if layer.digest not in bad and not self.store.blobs.has(layer.digest, layer.size)
+        ]
+
+    async def _layer(self, diff_id: str, descriptor: Descriptor) -> list[Problem]:
+        """Unpack the layer's blob once more, and compare."""
+        layers, blobs = self.store.layers, self.store.blobs
+        there = layers.trusted(diff_id)
+        if self.unpacker is None or not blobs.has(descriptor.digest, descriptor.size):
+            message = "is missing, or was not synced before the machine restarted"
+            return [] if there else [Problem(kind="layer", what=diff_id, message=message)]
+        async with layers.staging(diff_id, again=True) as staging:
+            assert staging is not None
+            fd = blobs.open(descriptor.digest)
+            try:
+                async with self.unpacker.unpack(
+                    fd, staging.directory, media_type=descriptor.media_type, limit=self.limit
+                ) as unpacking:
+                    await unpacking.advance(descriptor.size)
+                    unpacked = await unpacking.finish(descriptor.size)
+            except LayerError as error:
+                return [Problem(kind="layer", what=diff_id, message=error.message)]
+            finally:
+                os.close(fd)
+            if (unpacked.digest, unpacked.diff_id) != (descriptor.digest, diff_id):
+                return [Problem(kind="layer", what=diff_id, message=f"its blob unpacks to {unpacked.diff_id}")]
+            wrong = ["is missing"]
+            if os.path.isdir(layers.path(diff_id)):  # noqa: ASYNC240 - one stat
+                wrong = await anyio.to_thread.run_sync(differences, layers.path(diff_id), staging.directory)
+            if not wrong and there:
+                return []
+            message = "; ".join(wrong) or "may have been damaged when the machine restarted, but was not"
+            if not self.repair:
+                return [Problem(kind="layer", what=diff_id, message=message)]
+
+            def replace(unpacked: Unpacked) -> bool:
+                trash = None
+                with exclusive(self.store.layout.lock):
+                    if diff_id in leased(self.store.layout) or self.in_use(diff_id):
+                        return False
+                    trash = layers.discard(diff_id)
+                    staging.commit(unpacked, blob=descriptor.digest)
+                if trash is not None:
+                    dispose(trash)
+                return True
+
+            mended = await anyio.to_thread.run_sync(replace, unpacked)
+            if not mended:
+                message += "; it is in use and was left"
+            return [Problem(kind="layer", what=diff_id, message=message, mended=mended)]

@@ -1,0 +1,121 @@
+"""What the store takes on disk, and the removal of what is not needed: the data of ``system df`` and the prune verbs.
+
+Sizes are in bytes. Those of layers are the sizes of their tar archives, which are known without walking the trees.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from crungo.errors import ImageInUse, ImageNotKnown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from crungo.image.store import Image, Store
+
+__all__ = ["ImageUsage", "Pruned", "Usage", "prune", "usage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageUsage:
+    """An image; the size that it shares with others, the size that is its own, and how many containers use it."""
+
+    image: Image
+    shared: int
+    unique: int
+    containers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """The store's content: unpacked ``layers``, ``blobs``, and ``leftovers`` of interrupted work.
+
+    ``reclaimable`` is what removing the images that no container uses would free, of layers and blobs; it does not
+    include leftovers.
+    """
+
+    images: tuple[ImageUsage, ...]
+    layers: int
+    blobs: int
+    leftovers: int
+    reclaimable: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What a prune removed: names, ids of images, paths of leftovers; and how many bytes that freed."""
+
+    untagged: tuple[str, ...]
+    deleted: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    freed: int
+
+
+def usage(store: Store, in_use: Callable[[Image], Sequence[str]] = lambda _: ()) -> Usage:
+    """Measure the store. For a worker thread."""
+    if not os.path.isdir(store.layout.ingest):
+        return Usage(images=(), layers=0, blobs=0, leftovers=0, reclaimable=0)
+    images = store.images()
+    layers = {diff_id: record.size for diff_id in store.layers.names() if (record := store.layers.record(diff_id))}
+    blobs = {digest: store.blobs.size(digest) for digest in store.blobs.names()}
+    owners: dict[str, int] = {}
+    for image in images:
+        for diff_id in set(image.config.diff_ids):
+            owners[diff_id] = owners.get(diff_id, 0) + 1
+    rows, kept = [], set()
+    for image in images:
+        own = set(image.config.diff_ids)
+        users = len(in_use(image))
+        if users:
+            kept |= own | {image.digest, image.target, image.id, *(layer.digest for layer in image.manifest.layers)}
+        rows.append(
+            ImageUsage(
+                image=image,
+                shared=sum(layers.get(diff_id, 0) for diff_id in own if owners[diff_id] > 1),
+                unique=sum(layers.get(diff_id, 0) for diff_id in own if owners[diff_id] == 1),
+                containers=users,
+            )
+        )
+    return Usage(
+        images=tuple(rows),
+        layers=sum(layers.values()),
+        blobs=sum(blobs.values()),
+        leftovers=store.collector.leftovers(remove=False).size,
+        reclaimable=sum(size for digest, size in (*layers.items(), *blobs.items()) if digest not in kept),
+    )
+
+
+def prune(
+    store: Store,
+    *,
+    images: Literal["none", "dangling", "all"] = "dangling",
+    leftovers: bool = True,
+    in_use: Callable[[Image], Sequence[str]] = lambda _: (),
+) -> Pruned:
+    """Remove images that nothing uses (``dangling``: only those without a name), and what interrupted work left.
+
+    For a worker thread.
+    """
+    store.layout.create()
+    untagged: list[str] = []
+    deleted: list[str] = []
+    freed = 0
+    for image in store.images() if images != "none" else []:
+        if (image.references and images == "dangling") or in_use(image):
+            continue
+        try:
+            removal = store.remove(image.digest, force=True, in_use=in_use)
+        except (ImageInUse, ImageNotKnown):
+            continue  # taken into use, or removed by another, meanwhile
+        untagged += removal.untagged
+        deleted += removal.deleted
+        freed += removal.freed
+    paths: list[str] = []
+    if leftovers:
+        found = store.collector.leftovers(remove=True)
+        paths = found.paths
+        freed += found.size + store.collector.sweep()
+    return Pruned(untagged=tuple(untagged), deleted=tuple(deleted), leftovers=tuple(paths), freed=freed)
