@@ -36,9 +36,9 @@ _GZIP_FIRST_INPUT = 16 * 1024
 def prepare(magic: bytes) -> None:
     """Import what a blob that begins so needs (four bytes tell), for a process that cannot import later."""
     if magic.startswith(_GZIP):
-        from isal import igzip_lib  # noqa: F401, PLC0415
+        from isal import igzip_lib  # noqa: F401
     elif _is_zstd(magic):
-        import zstandard  # noqa: F401, PLC0415
+        import zstandard  # noqa: F401
 
 
 def tar_stream(read: Read, *, limit: int) -> Iterator[bytes]:
@@ -124,7 +124,7 @@ class _Reader:
 
 def _gzip(reader: _Reader) -> Iterator[bytes]:
     """Members one after the other. isal verifies the checksum and length of each."""
-    from isal import igzip_lib  # noqa: PLC0415
+    from isal import igzip_lib
 
     while True:
         member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
@@ -152,7 +152,7 @@ def _gzip(reader: _Reader) -> Iterator[bytes]:
 
 def _zstd(reader: _Reader) -> Iterator[bytes]:
     """Frames one after the other, fed block by block: a block holds at most 128 KiB, however little it takes."""
-    import zstandard  # noqa: PLC0415
+    import zstandard
 
     while head := reader.peek(4):
         if head.startswith(_ZSTD):
