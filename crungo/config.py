@@ -6,9 +6,11 @@ Nothing here touches the system; the text that users write (``256m``, ``./data:/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["ContainerConfig", "Device", "ExecConfig", "Mount", "Ulimit"]
 

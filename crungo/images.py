@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crungo.errors import CrungoError, ImageNotKnown
+from anyio import to_thread
+
+from crungo.errors import CrungoError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 
@@ -38,18 +40,16 @@ async def obtain(
     local = _local(name, store, wanted) if policy in ("missing", "never") else None
     if local is not None:
         return local
-    reference = Reference.parse(name)
-    if policy == "never":
-        raise ImageNotKnown(f"No such image: {reference.familiar}")
-
     # httpx and what comes with it: only for those who need a registry.
     from crungo.registry.client import RegistryClient
+    from crungo.registry.hostfiles import load_hosts
     from crungo.registry.pull import pull
     from crungo.runtime.unpacking import SpawnerUnpacker
 
-    async with RegistryClient(retry=retry) as client:
+    hosts = await to_thread.run_sync(load_hosts)
+    async with RegistryClient(hosts=hosts, retry=retry) as client:
         return await pull(
-            reference,
+            Reference.parse(hosts.expand(name)),
             store=store,
             client=client,
             unpacker=SpawnerUnpacker(spawner),

@@ -7,8 +7,11 @@ specification. ``CRUNGO_ROOT`` and ``CRUNGO_RUN`` override both, and so do expli
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Roots"]
 
@@ -36,7 +39,7 @@ class Roots:
         else:
             home = environ.get("HOME") or "/"
             default_root = os.path.join(environ.get("XDG_DATA_HOME") or f"{home}/.local/share", "crungo")
-            default_run = os.path.join(environ.get("XDG_RUNTIME_DIR") or f"/tmp/crungo-{uid}", "crungo")
+            default_run = os.path.join(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}", "crungo")
         return cls(
             root=os.path.abspath(root or environ.get("CRUNGO_ROOT") or default_root),
             run=os.path.abspath(run or environ.get("CRUNGO_RUN") or default_run),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import anyio
 
+from crungo.cli.progress import pull_progress
 from crungo.engine import Engine
-from crungo.errors import UsageError
+from crungo.errors import ContainerError, UsageError
 from crungo.io.fds import Fd, ensure_standard_fds, pipe
 from crungo.io.pump import Pump
 from crungo.io.session import interact, proxy
@@ -20,6 +22,7 @@ from crungo.io.winch import window_sizes
 if TYPE_CHECKING:
     from crungo.cli.run_options import RunOptions
     from crungo.container import Container
+    from crungo.io.pump import PumpResult
     from crungo.paths import Roots
     from crungo.runtime.requests import SpawnerProcess
 
@@ -39,7 +42,7 @@ def execute(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None = 
 async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None) -> int:
     with ExitStack() as stack:
         cidfile = stack.enter_context(_CidFile(options.cidfile)) if options.cidfile else None
-        progress = None if options.quiet else stack.enter_context(_progress())
+        progress = None if options.quiet else stack.enter_context(pull_progress(STDERR))
         async with (
             Engine(root=roots.root, run=roots.run, progress=progress, spawner=spawner) as engine,
             anyio.create_task_group() as group,
@@ -94,22 +97,35 @@ async def _attend(container: Container, options: RunOptions, group: anyio.abc.Ta
     if options.sig_proxy:
         await group.start(lambda *, task_status: forward_signals(send, task_status=task_status))
     if options.config.tty:
-        ended = await _terminal(container, options)
-        if not ended:
-            return 129 if container.returncode is None else container.returncode
+        early = await _terminal(container, options)
     else:
-        stdin = container.stdio.take("stdin")
-        await proxy(
-            stdin=None if stdin < 0 else (STDIN, Fd(stdin)),
-            stdout=(Fd(container.stdio.take("stdout")), STDOUT),
-            stderr=(Fd(container.stdio.take("stderr")), STDERR),
-            exited=exited,
-        )
-    return await container.wait()
+        early = await _streams(container, exited)
+    return await container.wait() if early is None else early
 
 
-async def _terminal(container: Container, options: RunOptions) -> bool:
-    """Connect the user's terminal; False when that went away before the container did."""
+async def _streams(container: Container, exited: anyio.Event) -> int | None:
+    """Connect the user's streams; the exit code when they went away before the container did."""
+    stdin = container.stdio.take("stdin")
+    result = await proxy(
+        stdin=None if stdin < 0 else (STDIN, Fd(stdin)),
+        stdout=(Fd(container.stdio.take("stdout")), STDOUT),
+        stderr=(Fd(container.stdio.take("stderr")), STDERR),
+        exited=exited,
+    )
+    return _early_end(result.stdout) or _early_end(result.stderr)
+
+
+def _early_end(output: PumpResult) -> int | None:
+    """The exit code when nobody reads an output any more: the program may be PID 1, to which SIGPIPE is nothing."""
+    if output.ending == "sink-gone":
+        return 128 + signal.SIGPIPE
+    if output.ending == "sink-failed":
+        raise ContainerError(f"write output: {output.error.strerror if output.error else 'failed'}")
+    return None
+
+
+async def _terminal(container: Container, options: RunOptions) -> int | None:
+    """Connect the user's terminal; the exit code when that went away before the container did."""
     master = Fd(container.stdio.take("terminal"))
     with master, ExitStack() as stack:
         own = next((fd for fd in (STDIN, STDOUT) if is_terminal(fd)), None)
@@ -122,7 +138,9 @@ async def _terminal(container: Container, options: RunOptions) -> bool:
         result = await interact(
             master, stdin=STDIN if options.config.stdin else None, stdout=STDOUT, resizes=resizes, modes=modes
         )
-    return result.reason == "ended"
+    if result.reason == "hangup":
+        return 128 + signal.SIGHUP
+    return _early_end(result.output)
 
 
 class _CidFile:

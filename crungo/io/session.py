@@ -101,12 +101,13 @@ async def proxy(
     stderr: tuple[Fd, int],
     exited: anyio.Event | None = None,
 ) -> ProxyResult:
-    """Pump between the user's three descriptors and a container's three pipes until both outputs have ended.
+    """Pump between the user's three descriptors and a container's three pipes until both outputs have ended, or one
+    has nobody left to read it.
 
     Each pair is (from, to); the ``Fd``s are the near ends of the container's pipes, closed as soon as their direction
-    has ended: the end of the user's stdin is the end of the container's, and when nobody reads the user's
-    stdout any more, the program inside gets SIGPIPE at its next write. ``stdin`` None: without ``-i``, the program
-    reads what the caller gave it. ``exited`` as for ``interact``.
+    has ended: the end of the user's stdin is the end of the container's. When nobody reads the user's stdout or stderr
+    any more, all ends (``sink-gone``): the program may be PID 1, to which SIGPIPE is nothing, and run forever.
+    ``stdin`` None: without ``-i``, the program reads what the caller gave it. ``exited`` as for ``interact``.
     """
     near = [stdout[0], stderr[0], *([stdin[1]] if stdin is not None else [])]
     outputs = [Pump(stdout[0].fileno(), stdout[1]), Pump(stderr[0].fileno(), stderr[1])]
@@ -114,9 +115,11 @@ async def proxy(
 
     async def move(place: int, pump: Pump, end: Fd) -> None:
         try:
-            results[place] = await pump.run()
+            result = results[place] = await pump.run()
         finally:
             end.close()
+        if place < 2 and result.ending == "sink-gone":
+            group.cancel_scope.cancel()
 
     try:
         async with anyio.create_task_group() as group:
@@ -131,9 +134,8 @@ async def proxy(
     finally:
         for end in near:
             end.close()
-    assert results[0] is not None
-    assert results[1] is not None
-    return ProxyResult(stdin=results[2], stdout=results[0], stderr=results[1])
+    cut_off = [PumpResult(moved=pump.moved, ending="finished") for pump in outputs]
+    return ProxyResult(stdin=results[2], stdout=results[0] or cut_off[0], stderr=results[1] or cut_off[1])
 
 
 async def _type_input(source: int, master: int) -> bool:
