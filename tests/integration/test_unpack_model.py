@@ -20,7 +20,7 @@ from tests.support.tarballs import Entry, archive
 from tests.support.unpacking import survey, unpack_bytes
 
 
-class Refused(Exception):  # noqa: N818 - a verdict, not a failure
+class Refused(Exception):
     """The model says that the archive is an error."""
 
 
