@@ -28,6 +28,7 @@ from crungo.runtime.requests import SpawnerProcess
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+    from crungo.image.leases import Lease
     from crungo.image.store import Image, Store
     from crungo.runtime.host import HostFacts
 
@@ -63,6 +64,7 @@ class Engine:
         self._store: Store | None = None
         self._host: HostFacts | None = None
         self._limiter: anyio.CapacityLimiter | None = None
+        self._leases: dict[str, Lease] = {}  # by image id: what we use, no other process removes
 
     async def __aenter__(self) -> Engine:
         if os.geteuid() != 0:
@@ -80,6 +82,9 @@ class Engine:
             spawner.end_requests()
             await anyio.wait_readable(spawner.pidfd)
             spawner.reap()
+        for lease in self._leases.values():
+            lease.close()
+        self._leases.clear()
 
     @property
     def spawner(self) -> SpawnerProcess:
@@ -151,7 +156,7 @@ class Engine:
         """The image of a configuration, pulled as its policy says."""
         from crungo.images import obtain
 
-        return await obtain(
+        image = await obtain(
             config.image,
             store=self.store,
             spawner=self.spawner,
@@ -159,6 +164,9 @@ class Engine:
             platform=config.platform,
             progress=self._progress,
         )
+        if image.id not in self._leases:
+            self._leases[image.id] = await to_thread.run_sync(self.store.hold, image)
+        return image
 
     async def _create(
         self, config: ContainerConfig, image: Image | None, name: str, host: HostFacts, log: int
