@@ -70,6 +70,7 @@ class Libcrun:
         self._context = ffi.new("libcrun_context_t *")
         for name, value in self._strings.items():
             setattr(self._context, name, value)
+        lib.crungo_set_output(self._context)
         self._context.preserve_fds = 1  # STATUS_FD
         self._context.fifo_exec_wait_fd = -1
         self._context.detach = True

@@ -68,6 +68,13 @@ crungo_log_to (int fd, int errors)
   crun_set_output_handler (write_line, NULL);
 }
 
+void
+crungo_set_output (libcrun_context_t *context)
+{
+  context->output_handler = write_line;
+  context->output_handler_arg = NULL;
+}
+
 int
 crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n)
 {

@@ -19,6 +19,10 @@
    cloned has no other way to say why it failed.  */
 void crungo_log_to (int fd, int errors);
 
+/* Let the log of a container's init, which libcrun passes on by the context, go the same way; without it libcrun calls
+   a null pointer at its first word.  */
+void crungo_set_output (libcrun_context_t *context);
+
 /* Set the user of the container's process. Returns 0, or -1 when memory is short or the spec has no process. */
 int crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n);
 
