@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from crungo.config import ExecConfig as ExecConfig
     from crungo.config import Mount as Mount
     from crungo.config import Ulimit as Ulimit
-    from crungo.container import Completed as Completed
-    from crungo.container import Container as Container
-    from crungo.container import Process as Process
+    from crungo.containers import Container as Container
     from crungo.engine import Engine as Engine
     from crungo.errors import CrungoError as CrungoError
+    from crungo.process import Completed as Completed
+    from crungo.process import Process as Process
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Completed": "crungo.container",
-    "Container": "crungo.container",
+    "Completed": "crungo.process",
+    "Container": "crungo.containers",
     "ContainerConfig": "crungo.config",
     "CrungoError": "crungo.errors",
     "Device": "crungo.config",
     "Engine": "crungo.engine",
     "ExecConfig": "crungo.config",
     "Mount": "crungo.config",
-    "Process": "crungo.container",
+    "Process": "crungo.process",
     "Ulimit": "crungo.config",
 }
 

@@ -19,9 +19,10 @@ import anyio
 from anyio import to_thread
 
 from crungo.config import ContainerConfig, ExecConfig
-from crungo.container import Completed, Container, Process, Stdio, run_to_end
+from crungo.containers import Container
 from crungo.errors import HostError, NameInUse, UsageError
 from crungo.paths import Roots
+from crungo.process import Completed, Process, Stdio, run_to_end
 from crungo.runtime.cgroups import path_of
 from crungo.runtime.requests import SpawnerProcess
 

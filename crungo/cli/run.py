@@ -21,7 +21,7 @@ from crungo.io.winch import window_sizes
 
 if TYPE_CHECKING:
     from crungo.cli.run_options import RunOptions
-    from crungo.container import Container
+    from crungo.containers import Container
     from crungo.io.pump import PumpResult
     from crungo.paths import Roots
     from crungo.runtime.requests import SpawnerProcess

@@ -1,27 +1,24 @@
-"""What a caller holds: a running container, a further process inside one, and the result of a run.
+"""What a caller holds of a process in a container, its first one or a further one, and the result of a run.
 
-A :class:`Container` has the shape of :class:`anyio.abc.Process`: streams, ``wait``, signals, ``returncode``. It lives
-as long as the block that :meth:`crungo.Engine.container` opened; leaving the block, for whatever reason, ends it.
+A :class:`Process` has the shape of :class:`anyio.abc.Process`: streams, ``wait``, signals, ``returncode``. It lives as
+long as the block that opened it; leaving the block, for whatever reason, ends it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import to_thread
 
-from crungo.config import ExecConfig
 from crungo.errors import CommandFailed, CommandNotExecutable, CommandNotFound, CrungoError, NotRunning
 from crungo.registry.groups import single_failure
 from crungo.runtime.requests import error_from
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from anyio import CapacityLimiter
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 
     from crungo.runtime.requests import Channel, Request
 
-__all__ = ["Completed", "Container", "Process", "Stdio", "run_to_end"]
+__all__ = ["Completed", "Process", "Stdio", "run_to_end"]
 
 READ_SIZE = 1 << 20
 CLEAN_UP_LIMIT = 30.0
@@ -283,49 +280,6 @@ async def _feed(stream: ByteSendStream, data: bytes) -> None:
     except anyio.BrokenResourceError:
         pass  # the program did not want all of it
     await stream.aclose()
-
-
-class Container(Process):
-    """A running container; :attr:`id` is its 64 hex digits."""
-
-    def __init__(
-        self,
-        identifier: str,
-        channel: Channel,
-        stdio: Stdio,
-        limiter: CapacityLimiter,
-        command: str,
-        *,
-        execute: Callable[[ExecConfig], Awaitable[Process]],
-    ) -> None:
-        super().__init__(channel, stdio, limiter, command)
-        self.id = identifier
-        self._execute = execute
-
-    @asynccontextmanager
-    async def exec(self, command: Sequence[str], **fields: Any) -> AsyncIterator[Process]:
-        """A further process in this container, for as long as the block lasts; ``fields`` are those of ExecConfig.
-
-        Leaving the block ends it and all that it started, and nothing else.
-        """
-        process = await self._execute(ExecConfig(command=tuple(command), **fields))
-        try:
-            yield process
-        finally:
-            await process.aclose()
-
-    async def run(
-        self,
-        command: Sequence[str],
-        *,
-        input: bytes | None = None,  # noqa: A002 - subprocess's word
-        timeout: float | None = None,
-        check: bool = False,
-        **fields: Any,
-    ) -> Completed:
-        """Run a further process to its end and capture what it writes; arguments as for :meth:`crungo.Engine.run`."""
-        process = self.exec(command, stdin=input is not None, **fields)
-        return await run_to_end(process, input=input, timeout=timeout, check=check)
 
 
 async def run_to_end(
