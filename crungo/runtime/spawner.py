@@ -62,9 +62,10 @@ class Spawner:
         self.watch(orphans, lambda: _drain(orphans))
         self._sweep()
         while self._open or self.tasks:
-            for fd, _ in self._poll.poll():
-                handler = self._watched.get(fd)
-                if handler is not None:  # another event of the same batch may have closed it
+            batch = [(fd, self._watched[fd]) for fd, _ in self._poll.poll()]
+            for fd, handler in batch:
+                # An earlier event of the batch may have closed it, and its number may already be another's.
+                if self._watched.get(fd) is handler:
                     handler()
             self._reap_orphans()
 
