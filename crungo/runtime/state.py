@@ -44,13 +44,15 @@ class Places:
     def claim(self, identifier: str, name: str | None) -> Claim:
         """Take an id and, if given, a name; raises NameInUse."""
         directory = f"{self.containers}/{identifier}"
+        folder = _lock_folder(self.containers, fcntl.LOCK_SH)  # between the two steps, it looks like a leftover
         try:
             os.mkdir(directory, 0o700)
+            lock = _lock(directory)
         except FileExistsError:
             raise ContainerError(f"container {identifier}: the id is taken") from None
-        lock = _lock(directory)
-        if lock is None:  # somebody took the fresh directory for a leftover
-            raise ContainerError(f"container {identifier}: removed while it was created")
+        finally:
+            os.close(folder)
+        assert lock is not None, "leftovers are only looked for by who has the folder alone"
         claim = Claim(self, identifier, name, lock)
         if name is not None:
             try:
@@ -63,21 +65,20 @@ class Places:
 
     def leftovers(self) -> Iterator[Claim]:
         """Containers whose owner is gone, locked for the caller to remove."""
+        folder = _lock_folder(self.containers, fcntl.LOCK_EX)
         try:
-            identifiers = os.listdir(self.containers)
-        except FileNotFoundError:
-            return
-        for identifier in identifiers:
-            lock = _lock(f"{self.containers}/{identifier}")
+            locks = {identifier: _lock(f"{self.containers}/{identifier}") for identifier in os.listdir(self.containers)}
+        finally:
+            os.close(folder)
+        for identifier, lock in locks.items():
             if lock is not None:
                 yield Claim(self, identifier, self._name_of(identifier), lock)
 
     def _take_name(self, name: str, identifier: str) -> None:
         link = f"{self.names}/{name}"
         # Two takers could both find the same dead link: the folder's lock makes look and replace one step.
-        folder = os.open(self.names, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = _lock_folder(self.names, fcntl.LOCK_EX)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
             holder = _link_target(link)
             if holder is not None:
                 lock = _lock(f"{self.containers}/{holder}")
@@ -178,6 +179,17 @@ def _move_up(name: str, directory: int, top: int) -> None:
             serial += 1
         else:
             return
+
+
+def _lock_folder(path: str, how: int) -> int:
+    """A descriptor that holds the lock of a folder that stays, shared or exclusive; waits for it."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, how)
+    except BaseException:
+        os.close(folder)
+        raise
+    return folder
 
 
 def _lock(directory: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,31 @@ def test_leftovers_are_those_without_an_owner(places: Places) -> None:
     assert os.listdir(places.names) == ["alive"]
     alive.remove()
     alive.release()
+
+
+def test_what_is_just_being_made_is_no_leftover(places: Places) -> None:
+    """Between the making of a directory and its lock, another spawner of the same store may look for leftovers."""
+    stop = threading.Event()
+    found: list[str] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            for claim in places.leftovers():
+                found.append(claim.identifier)
+                claim.remove()
+                claim.release()
+
+    sweeper = threading.Thread(target=look)
+    sweeper.start()
+    try:
+        for number in range(300):
+            claim = places.claim(f"{number:064}", f"name-{number}")
+            claim.remove()
+            claim.release()
+    finally:
+        stop.set()
+        sweeper.join()
+    assert found == []
 
 
 def test_removal_follows_no_link_and_minds_no_name(tmp_path: Path) -> None:
