@@ -12,7 +12,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crungo.errors import UsageError
+from crungo.errors import CommandNotFound, UsageError
 from crungo.parsing.host import CAPABILITIES
 from crungo.parsing.values import quote
 from crungo.runtime.capabilities import container_capabilities
@@ -65,6 +65,7 @@ def build_spec(
 
     Raises:
         UsageError: the configuration contradicts itself, or neither it nor the image names a program.
+        CommandNotFound: the program's name is empty.
         HostError: the host cannot give what was asked for.
     """
     capabilities = container_capabilities(config, host.capabilities)
@@ -105,9 +106,11 @@ def build_exec(config: ExecConfig, base: Mapping[str, Any], *, host: HostFacts) 
 
     Raises:
         UsageError: there is no program.
+        CommandNotFound: its name is empty.
     """
     if not config.command:
         raise UsageError("no command: exec needs a program to run")
+    _check_program(config.command[0])
     env: dict[str, str | None] = dict(entry.split("=", 1) for entry in base["env"])
     if config.tty:
         env.setdefault("TERM", host.term or "xterm")
@@ -139,7 +142,14 @@ def _arguments(config: ContainerConfig, image: ImageConfig | None) -> list[str]:
     if not arguments:
         where = "the image has no default command" if image is not None else "a root file system has no default command"
         raise UsageError(f"no command: {where}, and none was given")
+    _check_program(arguments[0])
     return [INIT_TARGET, "--", *arguments] if config.init else arguments
+
+
+def _check_program(name: str) -> None:
+    """The empty name is that of no file anywhere; libcrun would refuse it for reasons of its own."""
+    if not name:
+        raise CommandNotFound('exec "": executable file not found in $PATH')
 
 
 def _environment(config: ContainerConfig, image: ImageConfig | None, hostname: str, host: HostFacts) -> dict[str, str]:

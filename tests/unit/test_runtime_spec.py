@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crungo.config import ContainerConfig, Device, ExecConfig, Mount, Ulimit
-from crungo.errors import CrungoError, HostError, UsageError
+from crungo.errors import CommandNotFound, CrungoError, HostError, UsageError
 from crungo.image.imageconfig import ImageConfig
 from crungo.parsing.host import CAPABILITIES
 from crungo.runtime.check import check_config
@@ -136,6 +136,18 @@ def test_no_command_at_all() -> None:
         spec(image=ImageConfig())
     with pytest.raises(UsageError, match="no command"):
         spec(ContainerConfig(rootfs="/r"), image=None)
+
+
+def test_an_empty_name_is_no_program() -> None:
+    for fields in (
+        {"command": ("",), "entrypoint": ()},
+        {"entrypoint": ("", "x")},
+        {"entrypoint": ("",), "init": True},
+    ):
+        with pytest.raises(CommandNotFound, match="not found"):
+            spec(**fields)
+    with pytest.raises(CommandNotFound, match="not found"):
+        build_exec(ExecConfig(command=("",)), spec()["process"], host=HOST)
 
 
 def test_environment_order_and_overrides() -> None:
@@ -457,7 +469,7 @@ TEXT = st.text(max_size=8)
 def test_hostile_images_give_a_spec_or_an_error_of_ours(image: ImageConfig, read_only: bool) -> None:
     try:
         built = spec(ContainerConfig(image="x", read_only=read_only), image=image)
-    except UsageError:
+    except (UsageError, CommandNotFound):
         return
     assert built["process"]["cwd"].startswith("/")
     assert all(
