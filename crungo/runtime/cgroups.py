@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["directories", "kill", "make_child", "path_of", "remove"]
+__all__ = ["directories", "hierarchies", "kill", "make_child", "path_of", "remove", "remove_empty"]
 
 ROOT = "/sys/fs/cgroup"
 SIGKILL = 9
@@ -59,6 +59,24 @@ def kill(identifier: str, child: str = "") -> None:
                     os.kill(pid, SIGKILL)
                 except ProcessLookupError:
                     pass
+
+
+def hierarchies() -> list[str]:
+    """Where cgroups can be: the root of the v2 tree, and those of the v1 trees."""
+    try:
+        return [ROOT, *(entry.path for entry in os.scandir(ROOT) if entry.is_dir(follow_symlinks=False))]
+    except FileNotFoundError:
+        return []
+
+
+def remove_empty(identifier: str, roots: list[str]) -> None:
+    """Remove the container's cgroup from ``hierarchies()`` at once; OSError when something is still in it."""
+    name = path_of(identifier)
+    for root in roots:
+        try:
+            os.rmdir(root + name)
+        except FileNotFoundError:
+            pass
 
 
 def remove(identifier: str, child: str = "") -> None:

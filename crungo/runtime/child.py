@@ -80,7 +80,7 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     spec = Spec(request["spec"])
     root = rootfs.open_root(target)
     rootfs.require_directories(root, repair=layers is not None)
-    _set_user(spec, request, root)
+    user = _set_user(spec, request, root)
     crun = Libcrun(state_root=claim.places.state, identifier=claim.identifier, bundle=directory, handlers=handlers)
     console = _Console() if request["tty"] else None
     crun.create(spec, console_socket=None if console is None else console.path)
@@ -88,9 +88,9 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     fds = [os.pidfd_open(pid)]
     if console is not None:
         fds.append(console.take_master())
-    wire.send(report, {"event": "created", "pid": pid}, fds)
+    wire.send(report, {"event": "created", "pid": pid, "user": user}, fds)
     if request["start"]:
-        crun.start()
+        crun.go_on()
 
 
 def start(places: Places, identifier: str) -> None:
@@ -163,14 +163,18 @@ class _Console:
         return int.from_bytes(ancillary[0][2][:4], sys.byteorder)
 
 
-def _set_user(spec: Spec, request: dict[str, Any], root: int) -> None:
-    """Resolve the user that was asked for in the files of the root, whose descriptor is closed."""
+def _set_user(spec: Spec, request: dict[str, Any], root: int) -> tuple[int, int, tuple[int, ...]]:
+    """Resolve the user that was asked for in the files of the root, whose descriptor is closed; returns its numbers."""
     try:
-        passwd, group = (rootfs.read_file(root, name) for name in ("etc/passwd", "etc/group"))
+        known: tuple[int, int, tuple[int, ...]] | None = request.get("numbers")
+        if known is None:
+            passwd, group = (rootfs.read_file(root, name) for name in ("etc/passwd", "etc/group"))
+            user = resolve_user(request["user"], request["groups"], passwd, group)
+            known = (user.uid, user.gid, tuple(user.additional_gids))
     finally:
         os.close(root)
-    user = resolve_user(request["user"], request["groups"], passwd, group)
-    spec.set_user(user.uid, user.gid, user.additional_gids)
+    spec.set_user(*known)
+    return known
 
 
 def _write(path: str, content: bytes) -> None:

@@ -18,9 +18,9 @@ import select
 import sys
 
 from crungo.errors import ContainerError
-from crungo.runtime import child, syscalls, wire
+from crungo.runtime import cgroups, child, syscalls, wire
 from crungo.runtime.libcrun import Handlers
-from crungo.runtime.state import Places, remove_tree
+from crungo.runtime.state import Budget, Overrun, Places, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["IGNORED", "Spawner"]
 
 SIGKILL, SIGCHLD = 9, 17
+USERS_LIMIT = 1000
+QUICK_ENTRIES = 100
 IGNORED = (1, 2, 3, 13, 15, 25)
 """SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTERM: its end is the closing of a socket. SIGXFSZ: Python ignores it."""
 
@@ -43,6 +45,9 @@ class Spawner:
         self.control = control
         self.places = Places(root, run)
         self.tasks: set[Task] = set()
+        self.users: dict[tuple[str | None, ...] | None, tuple[int, int, tuple[int, ...]]] = {}
+        self.hierarchies = cgroups.hierarchies()
+        self.unpackings: set[Unpacking] = set()
         self._poll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._children: set[int] = set()  # those with a pidfd of their own
@@ -61,7 +66,7 @@ class Spawner:
         orphans = syscalls.signal_fd(SIGCHLD)
         self.watch(orphans, lambda: _drain(orphans))
         self._sweep()
-        while self._open or self.tasks:
+        while self._open or self.tasks or self.unpackings:
             batch = [(fd, self._watched[fd]) for fd, _ in self._poll.poll()]
             for fd, handler in batch:
                 # An earlier event of the batch may have closed it, and its number may already be another's.
@@ -87,9 +92,9 @@ class Spawner:
                 return  # its own event is due, and brings us here again
             os.waitpid(found.si_pid, 0)
 
-    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+    def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
         self._watched[fd] = handler
-        self._poll.register(fd, select.EPOLLIN)
+        self._poll.register(fd, events)
 
     def unwatch(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
@@ -101,8 +106,8 @@ class Spawner:
             self.unwatch(fd)
             os.close(fd)
 
-    def fork(self, work: Callable[[], None], then: Callable[[int], None]) -> None:
-        """Run ``work`` in a child, and ``then`` with its exit code when it has ended."""
+    def fork(self, work: Callable[[], None], then: Callable[[int], None]) -> int:
+        """Run ``work`` in a child, and ``then`` with its exit code when it has ended; the child's pidfd until then."""
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -125,6 +130,7 @@ class Spawner:
             then(os.waitstatus_to_exitcode(status))
 
         self.watch(pidfd, ended)
+        return pidfd
 
     def _on_control(self) -> None:
         message, fds = wire.recv(self.control)
@@ -133,6 +139,8 @@ class Spawner:
             self.unwatch(self.control.fileno())
             for task in list(self.tasks):
                 task.doom()
+            for unpacking in self.unpackings:
+                unpacking.end()
             return
         channel = _socket.socket(fileno=fds.pop(0))
         kind = {"create": Container, "exec": Execution, "unpack": Unpacking}[message["op"]]
@@ -231,6 +239,7 @@ class Task:
                 self._fail(_exec_failure(told) if told else message)
                 continue
             self.pid, self.pidfd = message["pid"], fds[0]
+            self.created(message)
             self.tell(message, tuple(fds))
             for fd in fds[1:]:
                 os.close(fd)
@@ -261,6 +270,9 @@ class Task:
             self.doom()
         else:
             self.command(message)
+
+    def created(self, message: dict[str, Any]) -> None:
+        """The process exists."""
 
     def command(self, message: dict[str, Any]) -> None:
         """A request about this task, on its channel."""
@@ -311,8 +323,15 @@ class Container(Task):
     def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         self.claim = spawner.places.claim(request["id"], request["name"])
         super().__init__(spawner, channel)
+        # The files of an image do not change: one look at its users is enough.
+        self.user = None if request["layers"] is None else (*request["layers"], request["user"], *request["groups"])
+        request["numbers"] = spawner.users.get(self.user)
         log = fds[3] if request["debug"] else None
         self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds[:3], log)
+
+    def created(self, message: dict[str, Any]) -> None:
+        if self.user is not None and len(self.spawner.users) < USERS_LIMIT:
+            self.spawner.users[self.user] = message["user"]
 
     def command(self, message: dict[str, Any]) -> None:
         if message["op"] == "start":
@@ -325,11 +344,18 @@ class Container(Task):
             self.spawner.fork(lambda: child.start(self.claim.places, self.claim.identifier), ended)
 
     def clean_up(self) -> None:
-        def ended(code: int) -> None:
-            self.claim.release()
-            self.finish(None if code == 0 else f"container {self.claim.identifier}: not all of it could be removed")
+        try:
+            # Most containers leave next to nothing, which is gone in less time than a fork takes.
+            cgroups.remove_empty(self.claim.identifier, self.spawner.hierarchies)
+            self.claim.remove(Budget(QUICK_ENTRIES))
+        except (OSError, Overrun):
+            self.spawner.fork(lambda: child.remove(self.claim), self._removed)
+        else:
+            self._removed(0)
 
-        self.spawner.fork(lambda: child.remove(self.claim), ended)
+    def _removed(self, code: int) -> None:
+        self.claim.release()
+        self.finish(None if code == 0 else f"container {self.claim.identifier}: not all of it could be removed")
 
 
 class Execution(Task):
@@ -358,20 +384,50 @@ class Execution(Task):
 
 
 class Unpacking:
-    """One layer's unpacking: the child has the channel to itself, and ends with it."""
+    """One layer's unpacking. Its child alone reads the channel; how the child ended is told here, last.
+
+    The child is not trusted to end: it is killed when the engine's end of the channel closes, or no longer sends.
+    """
 
     def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        blob, directory = fds
+        self.spawner = spawner
+        self.channel = channel
+        self.pidfd = -1
+        try:
+            # By its path, hence in our mount namespace: the child clones the mount, which it could of no other.
+            directory = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                self.pidfd = spawner.fork(lambda: self._unpack(fds[0], directory, request["limit"]), self._ended)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            text = f"layer directory: {error.strerror}"
+            wire.send_text(channel, {"event": "error", "message": text, "errno": error.errno or 0})
+            channel.close()
+            return
+        spawner.unpackings.add(self)
+        spawner.watch(channel.fileno(), self.end, select.EPOLLRDHUP)
 
-        def body() -> None:
-            from crungo.runtime import unpack
+    def end(self) -> None:
+        """Kill the child."""
+        self.spawner.unwatch(self.channel.fileno())
+        try:
+            syscalls.send_signal(self.pidfd, SIGKILL)
+        except ProcessLookupError:
+            pass
 
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            child.arrange([null, null, null, blob, directory, channel.fileno()])
-            unpack.run(3, 4, _socket.socket(fileno=5), limit=request["limit"])
+    def _unpack(self, blob: int, directory: int, limit: int) -> None:
+        from crungo.runtime import unpack
 
-        spawner.fork(body, lambda _code: None)
-        channel.close()
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        child.arrange([null, null, null, blob, directory, self.channel.fileno()])
+        unpack.run(3, 4, _socket.socket(fileno=5), limit=limit)
+
+    def _ended(self, code: int) -> None:
+        wire.send_text(self.channel, {"event": "ended", "code": code})
+        self.spawner.unwatch(self.channel.fileno())
+        self.channel.close()
+        self.spawner.unpackings.discard(self)
 
 
 def _load_handlers(places: Places) -> Handlers:

@@ -20,11 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Claim", "Places", "remove_tree"]
+__all__ = ["Budget", "Claim", "Overrun", "Places", "remove_tree"]
 
 DEPTH_LIMIT = 200
-CGROUP_PREFIX = "crungo-"
-CGROUP_ROOT = "/sys/fs/cgroup"
 
 
 class Places:
@@ -111,14 +109,14 @@ class Claim:
         self.directory = f"{places.containers}/{identifier}"
         self._lock = lock
 
-    def remove(self) -> None:
+    def remove(self, budget: Budget | None = None) -> None:
         """Remove the name and every file; the lock stays until :meth:`release`."""
         if self.name is not None:
             link = f"{self.places.names}/{self.name}"
             if _link_target(link) == self.identifier:
                 os.unlink(link)
-        remove_tree(f"{self.places.state}/{self.identifier}")
-        remove_tree(self.directory)
+        remove_tree(f"{self.places.state}/{self.identifier}", budget)
+        remove_tree(self.directory, budget)
 
     def release(self) -> None:
         """Let go of the lock, removing an empty directory."""
@@ -129,8 +127,27 @@ class Claim:
         os.close(self._lock)
 
 
-def remove_tree(path: str) -> None:
+class Overrun(Exception):
+    """There is more to remove than the budget allows."""
+
+
+class Budget:
+    """How many entries may be removed by who cannot stay away for long."""
+
+    def __init__(self, entries: int) -> None:
+        self._left = entries
+
+    def spend(self, entries: int) -> None:
+        """Raises Overrun when that many are not left."""
+        self._left -= entries
+        if self._left < 0:
+            raise Overrun
+
+
+def remove_tree(path: str, budget: Budget | None = None) -> None:
     """Remove a directory with everything below it, following no link, at any depth; a missing one is fine.
+
+    With a budget, Overrun is raised when that is spent; what was removed by then is gone.
 
     The content is the container's: names are arbitrary, and the depth may exceed any limit on open descriptors. Deep
     directories are first moved up, beside their ancestors, where they are removed like any other.
@@ -140,18 +157,20 @@ def remove_tree(path: str) -> None:
     except FileNotFoundError:
         return
     try:
-        _remove_content(top, top, 0)
+        _remove_content(top, top, 0, budget)
     finally:
         os.close(top)
     os.rmdir(path)
 
 
-def _remove_content(directory: int, top: int, depth: int) -> None:
+def _remove_content(directory: int, top: int, depth: int, budget: Budget | None) -> None:
     again = True
     while again:
         again = False
         with os.scandir(directory) as entries:
             names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        if budget is not None:
+            budget.spend(len(names))
         for name, is_directory in names:
             if not is_directory:
                 os.unlink(name, dir_fd=directory)
@@ -160,7 +179,7 @@ def _remove_content(directory: int, top: int, depth: int) -> None:
             else:
                 child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
                 try:
-                    _remove_content(child, top, depth + 1)
+                    _remove_content(child, top, depth + 1, budget)
                 finally:
                     os.close(child)
                 os.rmdir(name, dir_fd=directory)
