@@ -31,13 +31,17 @@ __all__ = ["LayerRecord", "Layers", "Staging", "Unpacked", "Unpacker", "Unpackin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpacked:
-    """What was unpacked: digest and size of the archive as it came, diff id and size of the tar, number of entries."""
+    """What was unpacked: digest and size of the archive as it came, diff id and size of the tar, number of entries.
+
+    ``opaque``: the layer hides all layers below it, by a mark on its root, where overlay does not look.
+    """
 
     digest: str
     size: int
     diff_id: str
     unpacked_size: int
     entries: int
+    opaque: bool = False
 
 
 class Unpacking(Protocol):
@@ -68,7 +72,9 @@ class Unpacker(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """What is known of an unpacked layer. ``size`` is its tar's; ``blob`` the digest of the archive it came from."""
+    """What is known of an unpacked layer. ``size`` is its tar's; ``blob`` the digest of the archive it came from;
+    ``opaque``: all layers below it are hidden.
+    """
 
     diff_id: str
     blob: str
@@ -76,6 +82,7 @@ class LayerRecord:
     entries: int
     boot_id: str
     synced: bool = False
+    opaque: bool = False
 
 
 class Layers:
@@ -104,6 +111,7 @@ class Layers:
             and isinstance(record.entries, int)
             and isinstance(record.blob, str)
             and isinstance(record.synced, bool)
+            and isinstance(record.opaque, bool)
         )
         return record if types_fit and record.diff_id == diff_id else None
 
@@ -192,6 +200,7 @@ class Staging:
             size=unpacked.unpacked_size,
             entries=unpacked.entries,
             boot_id=self._boot,
+            opaque=unpacked.opaque,
         )
         with open(f"{self._path}/record.json", "xb") as file:
             file.write(_encoded(asdict(record)))

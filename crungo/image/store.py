@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from crungo.image.imageconfig import ImageConfig
+    from crungo.image.layers import LayerRecord
     from crungo.paths import Roots
 
 __all__ = ["Image", "Removal", "Store"]
@@ -45,8 +46,8 @@ class Image:
     """An image in the store.
 
     ``id`` is the digest of its configuration, ``digest`` that of its manifest, ``target`` that of what the registry
-    gave for the name (the same, or an index). ``layers`` are absolute paths of directories, lowest first, none twice.
-    ``size`` is in bytes, of all its layers unpacked.
+    gave for the name (the same, or an index). ``layers`` are absolute paths of directories to stack, lowest first, none
+    twice and none below one that hides them. ``size`` is in bytes, of all its layers unpacked.
     """
 
     id: str
@@ -241,7 +242,7 @@ class Store:
         manifest, config = documents(self.blobs, record)
         # Overlay refuses a directory twice. Only the upper of two equal layers matters: it repeats all the lower did.
         unique = tuple(reversed(dict.fromkeys(reversed(config.diff_ids))))
-        known = [self.layers.record(diff_id) for diff_id in unique]
+        known = {diff_id: self.layers.record(diff_id) for diff_id in unique}
         return Image(
             id=manifest.config.digest,
             digest=record.manifest.digest,
@@ -249,8 +250,8 @@ class Store:
             references=tuple(sorted(names, key=str)),
             config=config,
             manifest=manifest,
-            layers=tuple(self.layers.path(diff_id) for diff_id in unique),
-            size=sum(layer.size for layer in known if layer is not None),
+            layers=tuple(self.layers.path(diff_id) for diff_id in _visible(known)),
+            size=sum(layer.size for layer in known.values() if layer is not None),
             created=config.created,
         )
 
@@ -310,6 +311,13 @@ class Store:
         except CrungoError:  # damaged: nothing could have been started from it
             return ()
         return in_use(image)
+
+
+def _visible(layers: Mapping[str, LayerRecord | None]) -> list[str]:
+    """The diff ids from the uppermost layer that hides all below it; ``layers`` in their order, lowest first."""
+    visible = list(layers)
+    hiding = [number for number, layer in enumerate(layers.values()) if layer is not None and layer.opaque]
+    return visible[hiding[-1] :] if hiding else visible
 
 
 def _same_image(one: RefRecord, other: RefRecord) -> bool:

@@ -144,18 +144,30 @@ class Channel:
             raise self._spawner.died()
 
     def send_if_room(self, message: dict[str, Any]) -> bool:
-        """Send a request unless that would block; False when it would, or when nobody listens any more."""
+        """Send a request unless that would block: False when it would. Where nobody listens any more, it is lost."""
         try:
-            return wire.send(self._socket, message, flags=_socket.MSG_DONTWAIT)
+            wire.send(self._socket, message, flags=_socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
+        return True
+
+    def receive_text(self) -> dict[str, int | str]:
+        """Take the next event, one of text, when the channel is readable.
+
+        Raises:
+            ValueError: it is malformed.
+        """
+        message = wire.recv_text(self._socket)
+        if message is None:
+            raise self._spawner.died()
+        return message
 
     def drain(self) -> bool:
-        """Discard one event; False at the end of the channel."""
-        message, fds = wire.recv(self._socket)
-        for fd in fds:
-            os.close(fd)
-        return message is not None
+        """Discard one event, whatever it is; False at the end of the channel. For a channel without descriptors."""
+        try:
+            return bool(self._socket.recv(1))
+        except ConnectionResetError:  # something of ours was not read; its last words may follow
+            return True
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Wait for the next event, in a worker thread or when the channel is readable."""

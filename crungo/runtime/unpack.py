@@ -1,6 +1,7 @@
 """Unpack one layer: what runs in a freshly forked child of the spawner, which does nothing else and then exits.
 
-The blob is a file that may still be growing; messages on the channel say how far it may be read. One thread
+The blob is a file that may still be growing; messages on the channel say how far it may be read. What is sent back is
+one message of text (``wire.send_text``), because the archive might take this process over. One thread
 decompresses it, a second hashes its bytes and those of the tar stream, and libarchive (native/unpack.c) makes the files
 in the main thread, all at once: none of them holds the interpreter's lock for long. A fourth waits for messages.
 
@@ -19,7 +20,6 @@ import os
 import queue
 import sys
 import threading
-import time
 
 from crungo.errors import CrungoError, LayerError
 from crungo.runtime import decompress, wire
@@ -39,22 +39,18 @@ __all__ = ["run"]
 DEPTH = 6
 """Pieces that may wait between two threads."""
 
-PROGRESS_INTERVAL = 0.05
-"""Seconds between two progress messages."""
-
 _End = BaseException | None
 
 
 def run(blob_fd: int, directory_fd: int, channel: _socket.socket, *, limit: int, user_xattrs: bool = False) -> None:
-    """Unpack the blob into the empty directory and send one last message on the channel; never raises.
+    """Unpack the blob into the empty directory and send one message on the channel; never raises.
 
     The calling process must have one thread; it cannot be used for anything else afterwards. Messages in:
     ``{"available": n}``, the first n bytes of the file are valid; ``{"end": n}``, and it has no more. The closing of
-    the other end of the channel ends the process at once. Messages out: ``{"event": "progress", "read": n}`` and, at
-    last, one of
+    the other end of the channel ends the process at once. Message out, one of
 
     * ``{"event": "unpacked", "digest", "size", "diff_id", "unpacked_size", "entries", "opaque"}``: sha256 digests and
-      sizes in bytes of the blob and of the tar stream; ``opaque``: the layer hides all layers below it;
+      sizes in bytes of the blob and of the tar stream; ``opaque``: 1 where the layer hides all layers below it;
     * ``{"event": "error", "message", "errno"}``: ``errno`` is not 0 where the system failed rather than the archive.
 
     ``limit`` is the largest tar stream, in bytes. ``user_xattrs``: overlay's marks are ``user.`` attributes, as it
@@ -64,10 +60,10 @@ def run(blob_fd: int, directory_fd: int, channel: _socket.socket, *, limit: int,
         result = _unpack(_Blob(blob_fd, channel), directory_fd, limit, user_xattrs)
     except BaseException as error:  # the answer is the only way out of this process
         result = _failure(error)
-    wire.send(channel, result)
+    wire.send_text(channel, result)
 
 
-def _unpack(blob: _Blob, directory_fd: int, limit: int, user_xattrs: bool) -> dict[str, Any]:
+def _unpack(blob: _Blob, directory_fd: int, limit: int, user_xattrs: bool) -> dict[str, int | str]:
     # The owner's first message comes before any thread is started, as confinement needs.
     blob.listen_once()
     magic = blob.magic()
@@ -87,7 +83,7 @@ def _unpack(blob: _Blob, directory_fd: int, limit: int, user_xattrs: bool) -> di
         "diff_id": f"sha256:{stream.hash.hexdigest()}",
         "unpacked_size": stream.size,
         "entries": entries,
-        "opaque": opaque,
+        "opaque": int(opaque),
     }
 
 
@@ -111,7 +107,6 @@ class _Blob:
         self._available = 0
         self._ended = False
         self._changed = threading.Condition()
-        self._next_progress = 0.0
 
     def listen_once(self) -> None:
         """Take one message; the process ends with the channel."""
@@ -150,10 +145,6 @@ class _Blob:
         if n and not data:
             raise LayerError(f"layer: its blob has {self.read_bytes} bytes, fewer than announced")
         self.read_bytes += len(data)
-        now = time.monotonic()
-        if now >= self._next_progress:
-            self._next_progress = now + PROGRESS_INTERVAL
-            wire.send(self._channel, {"event": "progress", "read": self.read_bytes})
         return data
 
 
@@ -302,7 +293,7 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _failure(error: BaseException) -> dict[str, Any]:
+def _failure(error: BaseException) -> dict[str, int | str]:
     number = 0
     if isinstance(error, CrungoError):
         message = error.message

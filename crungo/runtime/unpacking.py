@@ -1,15 +1,20 @@
-"""The engine's side of unpacking: what a pull is given to hand its layers to (``image.layers.Unpacker``)."""
+"""The engine's side of unpacking: what a pull is given to hand its layers to (``image.layers.Unpacker``).
+
+Invariant: what comes from the process that reads the archive is text, taken for no more than a claim by somebody who
+may lie: each field is checked for its form, and the caller compares the digests with those it wants.
+"""
 
 from __future__ import annotations
 
-import os
+import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio import to_thread
 
-from crungo.errors import HostError, LayerError, StoreError
+from crungo.errors import CrungoError, LayerError, StoreError
+from crungo.image.digest import is_digest
 from crungo.image.layers import Unpacked
 
 if TYPE_CHECKING:
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     from crungo.runtime.requests import Channel, SpawnerProcess
 
 __all__ = ["SpawnerUnpacker"]
+
+_FAULTS = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS})
+"""Ends that the archive provoked; other signals came from outside."""
 
 
 class SpawnerUnpacker:
@@ -31,20 +39,14 @@ class SpawnerUnpacker:
         self, blob_fd: int, directory: str, *, media_type: str, limit: int
     ) -> AsyncIterator[ChannelUnpacking]:
         """Unpack the blob into the directory; its compression is told by its content, not by ``media_type``."""
-        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The child reads at positions of its own, but the offset belongs to whoever opened the file.
+        message = {"op": "unpack", "directory": directory, "limit": limit}
+        channel, request = self._spawner.request(message, [blob_fd])
         try:
-            # The child reads at positions of its own, but the offset belongs to whoever opened the file.
-            channel, request = self._spawner.request({"op": "unpack", "limit": limit}, [blob_fd, place])
             try:
                 await to_thread.run_sync(request.send)
-            except BaseException:
-                channel.close()
-                raise
             finally:
                 request.close()
-        finally:
-            os.close(place)
-        try:
             yield ChannelUnpacking(channel)
         finally:
             with anyio.CancelScope(shield=True):
@@ -67,31 +69,60 @@ class ChannelUnpacking:
 
     async def finish(self, size: int) -> Unpacked:
         """Wait for the end of the unpacking of a complete file of ``size`` bytes."""
-        await to_thread.run_sync(self._channel.send, {"end": size})
-        while True:
-            await anyio.wait_readable(self._channel)
-            message, _ = self._channel.receive()
-            if message["event"] == "unpacked":
-                return Unpacked(
-                    digest=message["digest"],
-                    size=message["size"],
-                    diff_id=message["diff_id"],
-                    unpacked_size=message["unpacked_size"],
-                    entries=message["entries"],
-                )
-            if message["event"] == "error":
-                raise _error(message)
+        while not self._channel.send_if_room({"end": size}):
+            await anyio.wait_writable(self._channel)
+        await anyio.wait_readable(self._channel)
+        try:
+            message = self._channel.receive_text()
+        except ValueError:
+            raise LayerError("layer: its unpacker sent nonsense") from None
+        if message.get("event") == "unpacked":
+            return _unpacked(message)
+        raise _error(message)
 
 
-def _error(message: dict[str, object]) -> LayerError | StoreError | HostError:
-    text = str(message["message"])
-    if not message.get("errno"):
-        return LayerError(text)
-    return StoreError(f"unpack: {text}")
+def _unpacked(message: dict[str, int | str]) -> Unpacked:
+    digests = [str(message.get(name)) for name in ("digest", "diff_id")]
+    numbers = [message.get(name) for name in ("size", "unpacked_size", "entries", "opaque")]
+    checked = [number for number in numbers if isinstance(number, int) and number >= 0]
+    if len(checked) < len(numbers) or not all(map(is_digest, digests)):
+        raise LayerError("layer: its unpacker sent nonsense")
+    return Unpacked(
+        digest=digests[0],
+        diff_id=digests[1],
+        size=checked[0],
+        unpacked_size=checked[1],
+        entries=checked[2],
+        opaque=bool(checked[3]),
+    )
+
+
+def _error(message: dict[str, int | str]) -> CrungoError:
+    """What an ``error`` event of the child, or an ``ended`` of the spawner, means."""
+    if message.get("event") == "ended":
+        return _ended(int(message["code"]))
+    text = "".join(c if c.isprintable() else "?" for c in str(message.get("message")))
+    return StoreError(f"unpack: {text}") if message.get("errno") else LayerError(text)
+
+
+def _ended(code: int) -> LayerError | StoreError:
+    """The child ended without a word: by a signal, whose negative number ``code`` then is."""
+    if code >= 0:
+        return StoreError(f"unpack layer: the unpacking process ended with code {code}")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if -code == signal.SIGSYS:
+        return LayerError(f"layer: its unpacker was ended when it tried what it may not ({name})")
+    if -code in _FAULTS:
+        return LayerError(f"layer: its unpacker crashed ({name})")
+    hint = "the machine may be out of memory" if -code == signal.SIGKILL else None
+    return StoreError(f"unpack layer: the unpacking process was ended by {name}", hint=hint)
 
 
 async def _wait_for_end(channel: Channel) -> None:
-    """The child reports last and then ends; an aborted one ends at once. Its directory is still when this returns."""
+    """The spawner ends an aborted child and closes the channel last: nobody writes to the directory any more."""
     channel.end()
     while True:
         await anyio.wait_readable(channel)

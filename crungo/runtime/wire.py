@@ -8,6 +8,10 @@ there is no framing, and a send is atomic, so that threads need no lock.
 add six milliseconds to the start of every spawner; and it carries bytes. Nothing from outside is ever unmarshalled.
 
 A message too large for a packet travels in a memfd(2), passed as the first descriptor.
+
+One kind of process is not trusted: the one that reads an archive from outside, which the archive might take over. It
+sends text, a packet of lines ``name value`` with numbers and quoted text as values. Invariant: what ``decode_text``
+returns has exactly one encoding, the one that it was given, and nothing in it but names, numbers and characters.
 """
 
 from __future__ import annotations
@@ -24,11 +28,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     Message = dict[str, Any]
+    Text = dict[str, int | str]
 
-__all__ = ["MAX_FDS", "pair", "recv", "send"]
+__all__ = ["MAX_FDS", "TEXT_LIMIT", "decode_text", "encode_text", "pair", "recv", "recv_text", "send", "send_text"]
 
 INLINE_LIMIT = 64 * 1024
 """Larger messages go through a memfd: well below the kernel's default socket buffer of 208 KiB."""
+
+TEXT_LIMIT = 16 * 1024
+"""Bytes of a message of text; its numbers have 64 bits."""
 
 MAX_FDS = 16
 _BY_MEMFD = b"\0"
@@ -88,6 +96,83 @@ def recv(sock: _socket.socket) -> tuple[Message | None, list[int]]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def send_text(sock: _socket.socket, message: Text) -> bool:
+    """Send a message of text; False when the other side is gone, or does not read what was sent before."""
+    try:
+        return _sendmsg(sock, encode_text(message), (), _socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+
+
+def recv_text(sock: _socket.socket) -> Text | None:
+    """Receive one message of text; None at the end. Descriptors that come with it are dropped by the kernel.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    while True:
+        try:
+            data = sock.recv(TEXT_LIMIT + 1)
+            break
+        except ConnectionResetError:  # as in `recv`
+            continue
+    return decode_text(data) if data else None
+
+
+def encode_text(message: Text) -> bytes:
+    """The lines of a message, in its order. Whatever is not printable ASCII is written as ``\\u`` and six hex digits.
+
+    Raises:
+        ValueError: a name is not of 1 to 32 lower-case letters and underscores, a number does not fit 64 bits, a text
+            holds a surrogate, or all together is longer than ``TEXT_LIMIT`` bytes.
+    """
+    lines = []
+    for name, value in message.items():
+        if not (0 < len(name) <= 32 and all("a" <= c <= "z" or c == "_" for c in name)):
+            raise ValueError("text message: bad name")
+        if isinstance(value, str):
+            lines.append(f'{name} "{"".join(map(_escape, value))}"\n')
+        elif -(1 << 63) <= value < 1 << 63:
+            lines.append(f"{name} {int(value)}\n")
+        else:
+            raise ValueError("text message: a number does not fit 64 bits")
+    data = "".join(lines).encode("ascii")
+    if len(data) > TEXT_LIMIT:
+        raise ValueError(f"text message: longer than {TEXT_LIMIT} bytes")
+    return data
+
+
+def decode_text(data: bytes) -> Text:
+    """The message of ``encode_text``.
+
+    Raises:
+        ValueError: it is anything that ``encode_text`` does not write.
+    """
+    if len(data) > TEXT_LIMIT:
+        raise ValueError(f"text message: longer than {TEXT_LIMIT} bytes")
+    message: Text = {}
+    for line in data.decode("ascii").split("\n")[:-1]:
+        name, _, value = line.partition(" ")
+        message[name] = _unescape(value[1:-1]) if value.startswith('"') else int(value[:20])
+    # What was read loosely above is held against the only right way to write it.
+    if encode_text(message) != data:
+        raise ValueError("text message: malformed")
+    return message
+
+
+def _escape(character: str) -> str:
+    if " " <= character <= "~" and character not in '"\\':
+        return character
+    if "\ud800" <= character <= "\udfff":
+        raise ValueError("text message: holds a surrogate")
+    return f"\\u{ord(character):06x}"
+
+
+def _unescape(text: str) -> str:
+    first, *rest = text.split("\\")
+    return first + "".join(chr(int(part[1:7], 16)) + part[7:] for part in rest)
 
 
 def _sendmsg(sock: _socket.socket, data: bytes, fds: Sequence[int], flags: int) -> bool:

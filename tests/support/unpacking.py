@@ -14,10 +14,9 @@ from tests.support.tarballs import Entry, archive
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The last message, how many told of progress, and how the child ended (``os.waitstatus_to_exitcode``)."""
+    """The last message, and how the child ended (``os.waitstatus_to_exitcode``)."""
 
     message: dict[str, Any]
-    progress: tuple[int, ...]
     exit: int
     peak: int  # resident memory at most, in KiB
 
@@ -52,16 +51,11 @@ class Running:
     def finish(self) -> Outcome:
         """Wait for the last message and the child's end."""
         last: dict[str, Any] = {"event": "none"}
-        progress = []
-        while (message := wire.recv(self.channel)[0]) is not None:
+        while (message := wire.recv_text(self.channel)) is not None:
             last = message
-            if message["event"] == "progress":
-                progress.append(message["read"])
         self.channel.close()
         _, status, usage = os.wait4(self.pid, 0)
-        return Outcome(
-            message=last, progress=tuple(progress), exit=os.waitstatus_to_exitcode(status), peak=usage.ru_maxrss
-        )
+        return Outcome(message=last, exit=os.waitstatus_to_exitcode(status), peak=usage.ru_maxrss)
 
 
 def unpack_bytes(blob: bytes, directory: Path, **options: Any) -> Outcome:
