@@ -75,6 +75,16 @@ crungo_set_output (libcrun_context_t *context)
   context->output_handler_arg = NULL;
 }
 
+static void
+clear_list (char ***list, size_t *n)
+{
+  for (size_t i = 0; i < *n; i++)
+    free ((*list)[i]);
+  free (*list);
+  *list = NULL;
+  *n = 0;
+}
+
 int
 crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n)
 {
@@ -104,6 +114,13 @@ crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, con
   user->gid = gid;
   user->uid_present = 1;
   user->gid_present = 1;
+  /* Only root keeps what is effective and permitted through an exec (capabilities(7)). Another user must not have it at
+     the moment of the exec either: it would open, and execute, files that this user may not.  */
+  if (uid != 0 && process->capabilities != NULL)
+    {
+      clear_list (&process->capabilities->effective, &process->capabilities->effective_len);
+      clear_list (&process->capabilities->permitted, &process->capabilities->permitted_len);
+    }
   return 0;
 }
 

@@ -23,7 +23,7 @@ void crungo_log_to (int fd, int errors);
    a null pointer at its first word.  */
 void crungo_set_output (libcrun_context_t *context);
 
-/* Set the user of the container's process. Returns 0, or -1 when memory is short or the spec has no process. */
+/* Set the user of the container's process, with capabilities to match. Returns 0, or -1 when memory is short or the spec has no process. */
 int crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n);
 
 /* Start the process of CONTAINER's specification, which is otherwise empty, in the running container ID, in the cgroup
