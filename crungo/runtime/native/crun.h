@@ -14,6 +14,12 @@
    one int, errno, and perhaps a text on failure. libcrun keeps it open because preserve_fds is 1.  */
 #define CRUNGO_STATUS_FD 3
 
+/* The descriptor on which the init of a pooled container gets its command, in the form that run_command reads.  */
+#define CRUNGO_COMMAND_FD 4
+
+/* Let the next container's init wait for its command instead of executing that of its specification.  */
+void crungo_await_command (void);
+
 /* Send libcrun's log, a line a message, to FD, or nowhere when FD is -1. Never to stderr: that is the container's.
    Errors go to ERRORS too, in the status descriptor's form, when it is not -1: a process that libcrun_container_exec has
    cloned has no other way to say why it failed.  */
@@ -23,7 +29,8 @@ void crungo_log_to (int fd, int errors);
    a null pointer at its first word.  */
 void crungo_set_output (libcrun_context_t *context);
 
-/* Set the user of the container's process, with capabilities to match. Returns 0, or -1 when memory is short or the spec has no process. */
+/* Set the user of the container's process, with capabilities to match. Returns 0, or -1 when memory is short or the spec
+   has no process.  */
 int crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n);
 
 /* Start the process of CONTAINER's specification, which is otherwise empty, in the running container ID, in the cgroup
