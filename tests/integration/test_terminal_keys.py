@@ -90,8 +90,6 @@ def test_a_large_paste_arrives_whole(crungo: Crungo, busybox_reference: str) -> 
     """More than the terminals on the way can hold at once."""
     script = "stty raw -echo; echo ready; head -c 100000 | md5sum"
     with crungo.terminal("run", "-it", busybox_reference, "sh", "-c", script) as terminal:
-        import hashlib
-
         text = b"".join(b"%05d " % number for number in range(20_000))[:100_000]
         terminal.expect("ready")
         terminal.send(text)

@@ -1,4 +1,4 @@
-"""Programs that need a real terminal, driven through one: a shell's line editing, vi, top, less, and the window's size."""
+"""Programs that need a real terminal: a shell's line editing, vi, top, less, and the window's size."""
 
 from __future__ import annotations
 
