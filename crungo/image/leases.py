@@ -15,23 +15,29 @@ from crungo.image.digest import is_digest
 from crungo.image.locks import open_locked, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from crungo.image.layout import Layout
 
-__all__ = ["Lease", "leased", "remove_stale_leases"]
+__all__ = ["Lease", "holders", "leased", "remove_stale_leases"]
+
+_HOLDER = "# "
 
 
 class Lease:
-    """A claim on content, until it is closed. The store's lock must be held while it is made."""
+    """A claim on content, until it is closed. The store's lock must be held while it is made.
 
-    def __init__(self, layout: Layout, digests: Iterable[str]) -> None:
+    ``holder`` says in words who uses the content; a claim without one only keeps it, as a pull does.
+    """
+
+    def __init__(self, layout: Layout, digests: Iterable[str], holder: str = "") -> None:
         self._path = f"{layout.leases}/{secrets.token_hex(8)}"
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try_lock(self._fd)
-            os.write(self._fd, "".join(f"{digest}\n" for digest in sorted(set(digests))).encode())
+            lines = [f"{_HOLDER}{holder}"] if holder else []
+            os.write(self._fd, "".join(f"{line}\n" for line in (*lines, *sorted(set(digests)))).encode())
         except BaseException:
             self.close()
             raise
@@ -55,7 +61,21 @@ class Lease:
 
 def leased(layout: Layout) -> set[str]:
     """The digests that live processes hold. The store's lock must be held."""
-    found: set[str] = set()
+    return {line for lines in _alive(layout) for line in lines if is_digest(line)}
+
+
+def holders(layout: Layout) -> dict[str, list[str]]:
+    """Who uses what: the holders of each digest. The store's lock must be held."""
+    found: dict[str, list[str]] = {}
+    for first, *rest in _alive(layout):
+        if first.startswith(_HOLDER):
+            for digest in rest:
+                found.setdefault(digest, []).append(first.removeprefix(_HOLDER))
+    return found
+
+
+def _alive(layout: Layout) -> Iterator[list[str]]:
+    """The lines of each lease whose process lives."""
     for name in os.listdir(layout.leases):
         path = f"{layout.leases}/{name}"
         fd = open_locked(path)
@@ -63,8 +83,8 @@ def leased(layout: Layout) -> set[str]:
             os.close(fd)
             continue
         with suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
-            found.update(line for line in file.read().split() if is_digest(line))
-    return found
+            if lines := file.read().splitlines():
+                yield lines
 
 
 def remove_stale_leases(layout: Layout) -> int:

@@ -10,7 +10,6 @@ layers are unpacked and intact is what ``untrusted`` tells, and what a pull make
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from crungo.image.blobs import Blobs
 from crungo.image.collect import Collector, documents
 from crungo.image.layers import Layers
 from crungo.image.layout import Layout
-from crungo.image.leases import Lease, remove_stale_leases
+from crungo.image.leases import Lease, holders, remove_stale_leases
 from crungo.image.locks import exclusive
 from crungo.image.manifest import Manifest, parse_document
 from crungo.image.ociform import oci_form
@@ -117,17 +116,33 @@ class Store:
 
     # ---- writing
 
-    def lease(self, digests: Iterable[str]) -> Lease:
-        """Keep content (digests of blobs, diff ids) from being removed until the lease is closed."""
+    def lease(self, digests: Iterable[str], *, holder: str = "") -> Lease:
+        """Keep content (digests of blobs, diff ids) from being removed until the lease is closed.
+
+        ``holder`` says who uses it, where somebody does: see ``users``.
+        """
         self.layout.create()
         with exclusive(self.layout.lock):
             remove_stale_leases(self.layout)
-            return Lease(self.layout, digests)
+            return Lease(self.layout, digests, holder)
 
     def hold(self, image: Image) -> Lease:
         """Keep an image's content from being removed, also when its names go, until the lease is closed."""
         parts = (layer.digest for layer in image.manifest.layers)
-        return self.lease((image.id, image.digest, image.target, *parts, *image.config.diff_ids))
+        digests = (image.id, image.digest, image.target, *parts, *image.config.diff_ids)
+        return self.lease(digests, holder=f"process {os.getpid()}")
+
+    def users(self, image: Image) -> Sequence[str]:
+        """Who holds an image, in words: the ``in_use`` of ``remove``. The store's lock must be held."""
+        return holders(self.layout).get(image.digest, ())
+
+    def in_use(self) -> Callable[[Image], Sequence[str]]:
+        """Who holds which image at this moment: the ``in_use`` of ``usage`` and ``prune``."""
+        if not os.path.exists(self.layout.lock):
+            return lambda _: ()
+        with exclusive(self.layout.lock):
+            held = holders(self.layout)
+        return lambda image: held.get(image.digest, ())
 
     def commit(self, record: RefRecord, bodies: Mapping[str, bytes]) -> Image:
         """Give a complete image its name. ``bodies`` are its small blobs (manifests, configuration), verified."""
@@ -339,6 +354,8 @@ def _by_id(records: Sequence[RefRecord], beginning: str, text: str) -> RefRecord
 
 def _sync_file_system(path: str) -> None:
     """syncfs(2): only the file system of the store, not the whole machine as os.sync would."""
+    import ctypes  # 4 ms, that no reader of the store should pay
+
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

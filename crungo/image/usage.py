@@ -31,7 +31,7 @@ class ImageUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The store's content: unpacked ``layers``, ``blobs``, and ``leftovers`` of interrupted work.
+    """The store's content: unpacked ``layers``, ``blobs``, and ``leftovers`` of interrupted work, so many files.
 
     ``reclaimable`` is what removing the images that no container uses would free, of layers and blobs; it does not
     include leftovers.
@@ -41,6 +41,7 @@ class Usage:
     layers: int
     blobs: int
     leftovers: int
+    leftover_count: int
     reclaimable: int
 
 
@@ -57,7 +58,7 @@ class Pruned:
 def usage(store: Store, in_use: Callable[[Image], Sequence[str]] = lambda _: ()) -> Usage:
     """Measure the store. For a worker thread."""
     if not os.path.isdir(store.layout.ingest):
-        return Usage(images=(), layers=0, blobs=0, leftovers=0, reclaimable=0)
+        return Usage(images=(), layers=0, blobs=0, leftovers=0, leftover_count=0, reclaimable=0)
     images = store.images()
     layers = {diff_id: record.size for diff_id in store.layers.names() if (record := store.layers.record(diff_id))}
     blobs = {digest: store.blobs.size(digest) for digest in store.blobs.names()}
@@ -79,11 +80,13 @@ def usage(store: Store, in_use: Callable[[Image], Sequence[str]] = lambda _: ())
                 containers=users,
             )
         )
+    found = store.collector.leftovers(remove=False)
     return Usage(
         images=tuple(rows),
         layers=sum(layers.values()),
         blobs=sum(blobs.values()),
-        leftovers=store.collector.leftovers(remove=False).size,
+        leftovers=found.size,
+        leftover_count=len(found.paths),
         reclaimable=sum(size for digest, size in (*layers.items(), *blobs.items()) if digest not in kept),
     )
 
@@ -94,17 +97,18 @@ def prune(
     images: Literal["none", "dangling", "all"] = "dangling",
     leftovers: bool = True,
     in_use: Callable[[Image], Sequence[str]] = lambda _: (),
+    wanted: Callable[[Image], bool] = lambda _: True,
 ) -> Pruned:
     """Remove images that nothing uses (``dangling``: only those without a name), and what interrupted work left.
 
-    For a worker thread.
+    ``wanted`` says which images may go at all. For a worker thread.
     """
     store.layout.create()
     untagged: list[str] = []
     deleted: list[str] = []
     freed = 0
     for image in store.images() if images != "none" else []:
-        if (image.references and images == "dangling") or in_use(image):
+        if (image.references and images == "dangling") or not wanted(image) or in_use(image):
             continue
         try:
             removal = store.remove(image.digest, force=True, in_use=in_use)

@@ -186,6 +186,20 @@ class TestRemoval:
         assert store.remove(image.id).deleted == (image.id,)
         assert everything(store) == []
 
+    async def test_holders_are_users(self, store: Store) -> None:
+        assert store.in_use()  # where there is no store yet, too
+        image = await put(store, make("1"), "one")
+        assert not store.in_use()(image)
+        with store.lease([image.digest]):  # a pull keeps it, and does not use it
+            assert not store.in_use()(image)
+        with store.hold(image), store.hold(image):
+            assert store.in_use()(image) == [f"process {os.getpid()}"] * 2
+            with pytest.raises(ImageInUse, match=f"used by process {os.getpid()}"):
+                store.remove("one", in_use=store.users)
+            assert prune(store, images="all", in_use=store.in_use()).deleted == ()
+        assert prune(store, images="all", in_use=store.in_use(), wanted=lambda _: False).deleted == ()
+        assert store.remove("one", in_use=store.users).deleted == (image.id,)
+
     async def test_leased_content_stays(self, store: Store) -> None:
         image = await put(store, make("1"), "one")
         with store.hold(image):
