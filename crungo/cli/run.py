@@ -12,7 +12,7 @@ import anyio
 from crungo.cli.progress import pull_progress
 from crungo.engine import Engine
 from crungo.errors import ContainerError, UsageError
-from crungo.io.fds import Fd, ensure_standard_fds, pipe
+from crungo.io.fds import Fd, pipe
 from crungo.io.pump import Pump
 from crungo.io.session import interact, proxy
 from crungo.io.signals import forward_signals
@@ -33,7 +33,6 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 def execute(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None = None) -> int:
     """Run the container; returns its exit code. Errors are raised for the caller to print."""
-    ensure_standard_fds()
     if options.config.tty and options.config.stdin and not is_terminal(STDIN):
         raise UsageError("the input device is not a TTY")
     return anyio.run(_run, options, roots, spawner)
