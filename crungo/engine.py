@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import anyio
 from anyio import to_thread
 
 from crungo.config import ContainerConfig, ExecConfig
-from crungo.containers import Container
+from crungo.containers import Container, Traits
 from crungo.errors import HostError, NameInUse, UsageError
 from crungo.paths import Roots
 from crungo.process import Completed, Process, Stdio, run_to_end
@@ -27,10 +29,17 @@ from crungo.runtime.cgroups import path_of
 from crungo.runtime.requests import SpawnerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from typing import Unpack
 
+    from crungo.config import PullPolicy
+    from crungo.fields import ContainerFields
+    from crungo.pool import Pool
     from crungo.image.leases import Lease
-    from crungo.image.store import Image, Store
+    from crungo.image.store import Image, Removal, Store
+    from crungo.registry.progress import Progress
+    from crungo.registry.pull import PullLimits
+    from crungo.registry.retry import RetryPolicy
     from crungo.runtime.host import HostFacts
 
 __all__ = ["Engine"]
@@ -50,21 +59,32 @@ class Engine:
         root: str | os.PathLike[str] | None = None,
         run: str | os.PathLike[str] | None = None,
         start_limit: int = START_LIMIT,
-        progress: Callable[[Any], None] | None = None,
+        progress: Progress | None = None,
+        credentials: Mapping[str, tuple[str, str]] | None = None,
+        authfile: str | os.PathLike[str] | None = None,
+        pull_limits: PullLimits | None = None,
+        retry: RetryPolicy | None = None,
         spawner: SpawnerProcess | None = None,
     ) -> None:
         """``root`` and ``run`` override the places of the store (see :class:`crungo.paths.Roots`).
 
         ``start_limit`` is how many containers are created at a time. ``progress`` is called with the events of pulls
-        that a missing image causes. ``spawner`` hands over one that was started before.
+        that a missing image causes. ``credentials`` maps registries (``host[:port]``, perhaps with a repository behind
+        it) to user name and password; others are looked up in ``authfile``, else where docker and podman file theirs.
+        ``pull_limits`` and ``retry`` are those of every pull. ``spawner`` hands over one that was started before.
         """
         self.roots = Roots.default(root=root, run=run)
         self._start_limit = start_limit
         self._progress = progress
+        self._credentials = credentials or {}
+        self._authfile = authfile
+        self._pull_limits = pull_limits
+        self._retry = retry
         self._spawner = spawner
         self._store: Store | None = None
         self._host: HostFacts | None = None
         self._limiter: anyio.CapacityLimiter | None = None
+        self._containers: WeakSet[Container] = WeakSet()
         self._leases: dict[str, Lease] = {}  # by image id: what we use, no other process removes
 
     async def __aenter__(self) -> Engine:
@@ -109,34 +129,65 @@ class Engine:
         command: Sequence[str] | None = None,
         *,
         input: bytes | None = None,  # noqa: A002 - subprocess's word
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         check: bool = False,
-        **fields: Any,
+        **fields: Unpack[ContainerFields],
     ) -> Completed:
         """Run a container to its end and capture what it writes.
 
-        ``input`` is given to the program's standard input; ``timeout`` (seconds) raises TimeoutError and kills it;
-        ``check`` raises CommandFailed when the exit code is not 0. ``fields`` are those of ContainerConfig.
+        ``image`` is a reference, or a whole configuration that ``fields`` change. ``input`` is given to the program's
+        standard input, which is empty without it. With ``timeout`` (seconds, or a text such as ``1m30s``), which
+        includes pulling a missing image, it is killed when that has passed.
+
+        Raises:
+            TimeoutError: ``timeout`` has passed; nothing is left.
+            CommandFailed: the exit code is not 0, and ``check`` is given.
+            CommandNotFound, CommandNotExecutable: its program cannot be started.
+            UsageError: a value is malformed; before anything is pulled or made.
+            NameInUse: another container has the name.
+            RegistryError, ImageError: the image is missing and cannot be pulled.
         """
-        config = _config(image, command, stdin=input is not None, **fields)
-        return await run_to_end(self.container(config), input=input, timeout=timeout, check=check)
+        from crungo.fields import configure, duration
+
+        if input is not None:
+            fields["stdin"] = True
+        config = configure(image, command, fields)
+        seconds = None if timeout is None else duration(timeout, "timeout")
+        return await run_to_end(self.container(config), input=input, timeout=seconds, check=check)
 
     @asynccontextmanager
     async def container(
-        self, image: str | ContainerConfig, command: Sequence[str] | None = None, **fields: Any
+        self, image: str | ContainerConfig, command: Sequence[str] | None = None, **fields: Unpack[ContainerFields]
     ) -> AsyncIterator[Container]:
-        """A running container, for as long as the block lasts.
+        """A running container, for as long as the block lasts; arguments and errors as for :meth:`run`.
 
-        Raises CommandNotFound or CommandNotExecutable when its program cannot be started.
+        Leaving the block, in whatever way, ends it with all that runs inside, and waits until nothing of it is left.
         """
-        container = await self.create(_config(image, command, **fields))
+        from crungo.fields import configure
+
+        container = await self.create(configure(image, command, fields))
         try:
             yield container
         finally:
             await container.aclose()
 
-    async def create(self, config: ContainerConfig, *, log: int = -1) -> Container:
-        """Create and start a container; the caller must ``aclose`` it. ``log`` is a descriptor for libcrun's log."""
+    @asynccontextmanager
+    async def pool(
+        self, image: str | ContainerConfig, size: int, /, **fields: Unpack[ContainerFields]
+    ) -> AsyncIterator[Pool]:
+        """``size`` containers that are ready for their command, for as long as the block lasts; see :class:`Pool`."""
+        from crungo.fields import configure
+        from crungo.pool import Pool
+
+        async with Pool(self, configure(image, None, fields), size) as pool:
+            yield pool
+
+    async def create(self, config: ContainerConfig, *, log: int = -1, command: int = -1) -> Container:
+        """Create and start a container; the caller must ``aclose`` it.
+
+        ``log`` is a descriptor for libcrun's log. ``command`` is one that brings the command later, for a container
+        that shall only be created (see :mod:`crungo.pool`).
+        """
         from crungo.runtime.check import check_config
         from crungo.runtime.host import HostFacts
         from crungo.runtime.names import random_name
@@ -147,30 +198,89 @@ class Engine:
         image = None if config.rootfs is not None else await self.image(config)
         for _ in range(NAME_TRIES):
             try:
-                return await self._create(config, image, config.name or random_name(), self._host, log)
+                return await self._create(
+                    config, image, config.name or random_name(), self._host, log=log, command=command
+                )
             except NameInUse:
                 if config.name is not None:
                     raise
         raise HostError("create container: no free name found")
 
     async def image(self, config: ContainerConfig) -> Image:
-        """The image of a configuration, pulled as its policy says."""
-        from crungo.images import obtain
-
-        image = await obtain(
-            config.image,
-            store=self.store,
-            spawner=self.spawner,
-            policy=config.pull,
-            platform=config.platform,
-            progress=self._progress,
-        )
+        """The image of a configuration, pulled as its policy says, and kept until the engine is left."""
+        image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
         if image.id not in self._leases:
             self._leases[image.id] = await to_thread.run_sync(self.store.hold, image)
         return image
 
+    async def pull(
+        self,
+        reference: str,
+        *,
+        policy: PullPolicy = "always",
+        platform: str | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Have an image in the store, complete, verified and unpacked; returns it.
+
+        ``policy`` is that of ``--pull``; ``always`` costs one request when the store has what the registry has.
+        ``platform`` is ``os/architecture[/variant]``. ``progress`` is called on the event loop with the events of
+        :mod:`crungo.registry.progress`. Cancelling keeps what is complete, for the next pull to go on with.
+
+        Raises:
+            InvalidReference, UsageError: the reference or the platform is malformed.
+            ImageNotKnown: the policy is ``never``, and the image is not here.
+            ImageNotFound, AuthenticationError, RegistryError: the registry has no such image, or refused, or failed.
+            ImageError: the image is malformed, not what its digests say, or not for the platform.
+            StoreError: the store is full or damaged.
+        """
+        from crungo.images import credentials_of, obtain
+
+        given = bool(self._credentials or self._authfile)
+        return await obtain(
+            reference,
+            store=self.store,
+            spawner=self.spawner,
+            policy=policy,
+            platform=platform,
+            progress=progress,
+            limits=self._pull_limits,
+            retry=self._retry,
+            credentials=credentials_of(self._credentials, self._authfile) if given else None,
+        )
+
+    async def images(self) -> list[Image]:
+        """The images in the store, newest first."""
+        return await to_thread.run_sync(self.store.images)
+
+    async def remove(self, image: str, *, force: bool = False) -> Removal:
+        """Remove a name and, with its last name, the image; an id or its beginning means all its names.
+
+        With ``force``, an image that is in use loses its names, and its content goes with the next clean-up.
+
+        Raises:
+            ImageNotKnown: there is no such image.
+            ImageInUse: a container or another engine uses it.
+        """
+        from crungo.images import remove
+
+        identifier = (await to_thread.run_sync(self.store.image, image)).id
+        users = [
+            container.id for container in self._containers if container.traits.image == identifier and container.alive
+        ]
+        if not users and (lease := self._leases.pop(identifier, None)) is not None:
+            lease.close()
+        return await to_thread.run_sync(partial(remove, self.store, image, force=force, own=users))
+
     async def _create(
-        self, config: ContainerConfig, image: Image | None, name: str, host: HostFacts, log: int
+        self,
+        config: ContainerConfig,
+        image: Image | None,
+        name: str,
+        host: HostFacts,
+        *,
+        log: int = -1,
+        command: int = -1,
     ) -> Container:
         from crungo.runtime.etc import etc_files
         from crungo.runtime.names import random_id
@@ -197,10 +307,12 @@ class Engine:
             "tty": config.tty,
             "debug": log >= 0,
             "start": True,
+            "await_command": command >= 0,
         }
         assert self._limiter is not None
         with _stdio(config) as (ours, theirs):
-            channel, request = self.spawner.request(message, [*theirs, *([log] if log >= 0 else [])])
+            bring = command if command >= 0 else theirs[0]
+            channel, request = self.spawner.request(message, [*theirs, bring, *([log] if log >= 0 else [])])
             container = Container(
                 identifier,
                 channel,
@@ -208,8 +320,16 @@ class Engine:
                 self._limiter,
                 spec["process"]["args"][0],
                 execute=partial(self._execute, identifier, user, spec["process"]),
+                traits=Traits(
+                    image=None if image is None else image.id,
+                    stop_signal=config.stop_signal or _stop_signal(image),
+                    stop_timeout=config.stop_timeout,
+                    swap_limit=host.swap_limit,
+                    process=spec["process"],
+                ),
             )
-            await container._launch(request)
+            self._containers.add(container)
+            await container._launch(request, until="started" if command < 0 else "created")
             return container
 
     async def _execute(self, identifier: str, user: str | None, base: dict[str, Any], config: ExecConfig) -> Process:
@@ -229,23 +349,22 @@ class Engine:
             "debug": False,
         }
         with _stdio(config) as (ours, theirs):
-            channel, request = self.spawner.request(message, theirs)
+            channel, request = self.spawner.request(message, [*theirs, theirs[0]])
             started = Process(channel, ours, self._limiter, process["args"][0])
             await started._launch(request)
             return started
 
 
-def _config(image: str | ContainerConfig, command: Sequence[str] | None = None, **fields: Any) -> ContainerConfig:
-    """The configuration that the arguments of a call name: one whole, or an image and fields."""
-    from dataclasses import replace
+def _stop_signal(image: Image | None) -> int:
+    """The signal that the image asks to be stopped with, SIGTERM where it names none that there is."""
+    if image is not None and image.config.stop_signal:
+        from crungo.parsing.process import parse_signal
 
-    if command is not None:
-        if isinstance(command, (str, bytes)):
-            raise UsageError(f"command: a list of arguments is expected, not {command!r}")
-        fields["command"] = tuple(command)
-    if isinstance(image, ContainerConfig):
-        return replace(image, **{key: value for key, value in fields.items() if value is not False})
-    return ContainerConfig(image=image, **fields)
+        try:
+            return parse_signal(image.config.stop_signal)
+        except UsageError:
+            pass  # docker does the same: an image is not refused for it
+    return int(signal.SIGTERM)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Obtaining an image as a policy says: from the store at once where that is enough, else by a pull.
+"""Obtaining an image as a policy says, from the store at once where that is enough, else by a pull; and removing one.
 
 The one place where registries and the spawner meet: a pull is given its unpacker here.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
@@ -14,14 +15,17 @@ from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from crungo.config import PullPolicy
-    from crungo.image.store import Image, Store
+    from crungo.image.store import Image, Removal, Store
+    from crungo.registry.authfiles import Credentials
     from crungo.registry.progress import Progress
     from crungo.registry.pull import PullLimits
     from crungo.registry.retry import RetryPolicy
     from crungo.runtime.requests import SpawnerProcess
 
-__all__ = ["obtain"]
+__all__ = ["credentials_of", "obtain", "remove"]
 
 
 async def obtain(
@@ -34,6 +38,7 @@ async def obtain(
     progress: Progress | None = None,
     limits: PullLimits | None = None,
     retry: RetryPolicy | None = None,
+    credentials: Credentials | None = None,
 ) -> Image:
     """The image of a reference, or of an id that the store knows; errors as for ``registry.pull.pull``."""
     wanted = None if platform is None else Platform.parse(platform)
@@ -47,7 +52,7 @@ async def obtain(
     from crungo.runtime.unpacking import SpawnerUnpacker
 
     hosts = await to_thread.run_sync(load_hosts)
-    async with RegistryClient(hosts=hosts, retry=retry) as client:
+    async with RegistryClient(hosts=hosts, retry=retry, credentials=credentials) as client:
         return await pull(
             Reference.parse(hosts.expand(name)),
             store=store,
@@ -59,6 +64,43 @@ async def obtain(
             limits=limits,
             retry=retry,
         )
+
+
+def credentials_of(given: Mapping[str, tuple[str, str]], authfile: str | os.PathLike[str] | None) -> Credentials:
+    """Credentials from a program: ``given`` maps ``host[:port][/repository]`` to user name and password.
+
+    What is not there is looked up in ``authfile`` (the format of docker's ``config.json``), or without one in the files
+    of docker and podman.
+    """
+    from crungo.registry.authfiles import Credentials
+    from crungo.registry.credentials import Credential, lookup_keys
+
+    class Given(Credentials):
+        async def find(self, registry: str, repository: str = "") -> Credential | None:
+            for key in lookup_keys(registry, repository):
+                if key in given:
+                    username, password = given[key]
+                    return Credential(username=username, password=password)
+            return await super().find(registry, repository)
+
+    return Given(None if authfile is None else (os.path.abspath(authfile),))
+
+
+def remove(store: Store, what: str, *, force: bool, own: Sequence[str]) -> Removal:
+    """Remove an image; for a worker thread. ``own`` are the ids of our containers that use it.
+
+    Raises:
+        ImageNotKnown: there is no such image.
+        ImageInUse: a container of ours, or another process, uses it.
+    """
+    from crungo.image.leases import leased
+
+    def users(image: Image) -> Sequence[str]:
+        if own:
+            return [identifier[:12] for identifier in own]
+        return ["another process"] if image.id in leased(store.layout) else []  # called under the store's lock
+
+    return store.remove(what, force=force, in_use=users)
 
 
 def _local(name: str, store: Store, platform: Platform | None) -> Image | None:

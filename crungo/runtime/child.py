@@ -1,7 +1,7 @@
 """What the spawner's children do: each function runs in a fresh fork with one thread, reports once, and ends.
 
-Descriptors are arranged first: 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec, 4 is the
-report to the spawner, 5 libcrun's log; everything else that was inherited is closed, so that no container holds a
+Descriptors are arranged first: 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec, 4 brings the
+command of a pooled container, 5 is the report to the spawner, 6 libcrun's log; everything else that was inherited is closed, so that no container holds a
 descriptor of another.
 """
 
@@ -13,7 +13,7 @@ import os
 import sys
 
 from crungo.errors import CrungoError, LibcrunError
-from crungo.runtime import cgroups, rootfs, syscalls, wire
+from crungo.runtime import cgroups, freezer, rootfs, syscalls, wire
 from crungo.runtime.libcrun import STATUS_FD, Libcrun, Spec, log_to
 from crungo.runtime.state import remove_tree
 from crungo.runtime.users import resolve_user
@@ -26,10 +26,21 @@ if TYPE_CHECKING:
     from crungo.runtime.libcrun import Handlers
     from crungo.runtime.state import Claim, Places
 
-__all__ = ["LOG_FD", "REPORT_FD", "arrange", "create", "end_execution", "execute", "failure", "remove", "start"]
+__all__ = [
+    "LOG_FD",
+    "REPORT_FD",
+    "arrange",
+    "create",
+    "end_execution",
+    "execute",
+    "failure",
+    "remove",
+    "start",
+    "update",
+]
 
-REPORT_FD = 4
-LOG_FD = 5
+REPORT_FD = 5
+LOG_FD = 6
 
 
 def arrange(wanted: Sequence[int]) -> None:
@@ -83,7 +94,7 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     user = _set_user(spec, request, root)
     crun = Libcrun(state_root=claim.places.state, identifier=claim.identifier, bundle=directory, handlers=handlers)
     console = _Console() if request["tty"] else None
-    crun.create(spec, console_socket=None if console is None else console.path)
+    crun.create(spec, console_socket=None if console is None else console.path, await_command=request["await_command"])
     pid = crun.pid()
     fds = [os.pidfd_open(pid)]
     if console is not None:
@@ -124,6 +135,18 @@ def execute(request: dict[str, Any], cgroup: str, places: Places, handlers: Hand
         remove_tree(folder)
 
 
+def update(claim: Claim, resources: bytes, reply: str, channel: _socket.socket) -> None:
+    """Change the limits of a running container; replies on its channel, by an event named ``reply``."""
+    log_to()
+    error = None
+    try:
+        crun = Libcrun(state_root=claim.places.state, identifier=claim.identifier, bundle="/")
+        crun.update(resources)
+    except CrungoError as problem:
+        error = failure(problem)
+    wire.send(channel, {"event": reply, "error": error})
+
+
 def end_execution(identifier: str, cgroup: str) -> None:
     """Kill and remove what a further process has started, and nothing else of the container."""
     cgroups.kill(identifier, cgroup)
@@ -136,6 +159,7 @@ def remove(claim: Claim) -> None:
     Not by libcrun's delete, which needs the records that a crash may have kept from being written.
     """
     cgroups.kill(claim.identifier)
+    freezer.thaw(claim.identifier)  # a frozen process would not even die
     try:
         cgroups.remove(claim.identifier)
     finally:

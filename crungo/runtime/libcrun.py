@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["STATUS_FD", "Handlers", "Libcrun", "Spec", "log_to"]
+__all__ = ["COMMAND_FD", "STATUS_FD", "Handlers", "Libcrun", "Spec", "log_to"]
 
 STATUS_FD = 3
-"""Where a container's first process tells of a failed exec (native/crun.h)."""
+COMMAND_FD = 4
+"""Where a container's first process tells of a failed exec, and where a pooled one gets its command (native/crun.h)."""
 
 
 class Handlers:
@@ -77,13 +78,18 @@ class Libcrun:
         if handlers is not None:
             self._context.handler_manager = handlers.manager
 
-    def create(self, spec: Spec, *, console_socket: str | None = None) -> None:
+    def create(self, spec: Spec, *, console_socket: str | None = None, await_command: bool = False) -> None:
         """Create the container; its init waits for :meth:`start`.
+
+        With ``await_command`` it then waits for its command, on descriptor ``COMMAND_FD``.
 
         With a terminal, libcrun connects to ``console_socket`` and sends the PTY's master over it.
         """
         if console_socket is not None:
             self._set("console_socket", console_socket)
+        if await_command:
+            lib.crungo_await_command()
+            self._context.preserve_fds = 2  # COMMAND_FD too
         self._call("create", lib.libcrun_container_create, self._context, spec.pointer, 0)
 
     def start(self) -> None:

@@ -18,7 +18,7 @@ import select
 import sys
 
 from crungo.errors import ContainerError
-from crungo.runtime import cgroups, child, syscalls, wire
+from crungo.runtime import cgroups, child, freezer, syscalls, wire
 from crungo.runtime.libcrun import Handlers
 from crungo.runtime.state import Budget, Overrun, Places, remove_tree
 
@@ -192,13 +192,16 @@ class Task:
         self._kill()
         self._settle()
 
-    def launch(self, work: Callable[[_socket.socket], None], stdio: list[int], log: int | None) -> None:
-        """Fork the child that makes the process, with its descriptors in place."""
+    def launch(self, work: Callable[[_socket.socket], None], fds: list[int]) -> None:
+        """Fork the child that makes the process.
+
+        ``fds``: its standard streams, what brings its command (anything where nothing does) and, perhaps, its log.
+        """
         ours, theirs = wire.pair()
         self.status, status = os.pipe2(os.O_CLOEXEC)
 
         def body() -> None:
-            child.arrange([*stdio, status, theirs.fileno(), *([] if log is None else [log])])
+            child.arrange([*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]])
             report = _socket.socket(fileno=child.REPORT_FD)
             try:
                 work(report)
@@ -326,8 +329,7 @@ class Container(Task):
         # The files of an image do not change: one look at its users is enough.
         self.user = None if request["layers"] is None else (*request["layers"], request["user"], *request["groups"])
         request["numbers"] = spawner.users.get(self.user)
-        log = fds[3] if request["debug"] else None
-        self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds[:3], log)
+        self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds)
 
     def created(self, message: dict[str, Any]) -> None:
         if self.user is not None and len(self.spawner.users) < USERS_LIMIT:
@@ -342,6 +344,21 @@ class Container(Task):
                     self._kill()
 
             self.spawner.fork(lambda: child.start(self.claim.places, self.claim.identifier), ended)
+        elif message["op"] == "update":
+            self._update(message["resources"], message["reply"])
+
+    def _update(self, resources: bytes, reply: str) -> None:
+        """Change limits; the child itself replies, by an event of that name."""
+
+        def ended(code: int) -> None:
+            if code and self in self.spawner.tasks:
+                self.tell({"event": reply, "error": child.failure(ContainerError("update container: libcrun failed"))})
+
+        self.spawner.fork(lambda: child.update(self.claim, resources, reply, self.channel), ended)
+
+    def _kill(self) -> None:
+        super()._kill()
+        freezer.thaw(self.claim.identifier)  # a frozen process would not even die
 
     def clean_up(self) -> None:
         try:
@@ -368,10 +385,7 @@ class Execution(Task):
         Execution.serial += 1
         self.identifier = request["id"]
         self.cgroup = f"/exec-{os.getpid()}-{Execution.serial}"
-        log = fds[3] if request["debug"] else None
-        self.launch(
-            lambda report: child.execute(request, self.cgroup, spawner.places, spawner.handlers, report), fds[:3], log
-        )
+        self.launch(lambda report: child.execute(request, self.cgroup, spawner.places, spawner.handlers, report), fds)
 
     def clean_up(self) -> None:
         if not self.doomed:

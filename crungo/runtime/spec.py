@@ -76,7 +76,7 @@ def build_spec(
         "process": {
             "terminal": config.tty,
             "user": {"uid": 0, "gid": 0},
-            "args": _arguments(config, image),
+            "args": process_arguments(config, image),
             "env": [f"{name}={value}" for name, value in _environment(config, image, hostname, host).items()],
             "cwd": _working_directory(config, image),
             "capabilities": _capability_sets(capabilities),
@@ -131,7 +131,7 @@ def build_exec(config: ExecConfig, base: Mapping[str, Any], *, host: HostFacts) 
     return process
 
 
-def _arguments(config: ContainerConfig, image: ImageConfig | None) -> list[str]:
+def process_arguments(config: ContainerConfig, image: ImageConfig | None) -> list[str]:
     """docker's rules: an entrypoint from the user, also an empty one, drops the image's command."""
     entrypoint = config.entrypoint
     command = config.command or ()

@@ -174,6 +174,115 @@ why_not_in_path (const char *name)
   return why;
 }
 
+/* The command of a pooled container, when it is handed out: strings that each end with a null byte, first the number of
+   arguments, then the working directory, the arguments, and the environment, until the writer closes.  */
+
+#define COMMAND_LIMIT (4 << 20)
+
+static int awaits_command;
+
+void
+crungo_await_command (void)
+{
+  awaits_command = 1;
+}
+
+static char *
+next_string (char **at, char *end)
+{
+  char *string = *at;
+  size_t length = strnlen (string, end - string);
+
+  if (string + length >= end)
+    return NULL;
+  *at = string + length + 1;
+  return string;
+}
+
+/* Wait for a command; exits when the owner has none any more.  */
+static char *
+read_command (size_t *size)
+{
+  char *data = malloc (COMMAND_LIMIT);
+  ssize_t n;
+
+  if (data == NULL)
+    fail (ENOMEM);
+  *size = 0;
+  while ((n = read (CRUNGO_COMMAND_FD, data + *size, COMMAND_LIMIT - *size)) > 0)
+    *size += n;
+  if (n < 0 || *size == COMMAND_LIMIT)
+    fail (n < 0 ? errno : E2BIG);
+  if (*size == 0)
+    _exit (125);
+  close (CRUNGO_COMMAND_FD);
+  return data;
+}
+
+/* execvp(3) without its shell for files of no known format.  */
+static _Noreturn void
+exec_in_path (char **argv)
+{
+  const char *path = getenv ("PATH");
+  int why = ENOENT;
+  char candidate[4096];
+
+  if (strchr (argv[0], '/') != NULL)
+    {
+      execv (argv[0], argv);
+      fail (errno);
+    }
+  while (path != NULL && *path)
+    {
+      size_t length = strcspn (path, ":");
+      int n = snprintf (candidate, sizeof (candidate), "%.*s/%s", (int) length, path, argv[0]);
+
+      if (n > 0 && n < (int) sizeof (candidate))
+        {
+          execv (candidate, argv);
+          if (errno != ENOENT && errno != ENOTDIR)
+            why = errno;
+        }
+      path += length;
+      if (*path == ':')
+        path++;
+    }
+  fail (why);
+}
+
+static _Noreturn void
+run_command (void)
+{
+  size_t size;
+  char *data = read_command (&size);
+  char *at = data;
+  char *end = data + size;
+  char *count = next_string (&at, end);
+  char *directory = next_string (&at, end);
+  size_t n = count == NULL ? 0 : strtoul (count, NULL, 10);
+  char *home = getenv ("HOME"); /* libcrun has looked it up in the container's passwd */
+  char **argv;
+  char *variable;
+
+  if (directory == NULL || n == 0 || n > size)
+    fail (EINVAL);
+  argv = calloc (n + 1, sizeof (*argv));
+  if (argv == NULL)
+    fail (ENOMEM);
+  for (size_t i = 0; i < n; i++)
+    if ((argv[i] = next_string (&at, end)) == NULL)
+      fail (EINVAL);
+  home = home == NULL ? NULL : strdup (home);
+  clearenv ();
+  if (home != NULL)
+    setenv ("HOME", home, 1);
+  while ((variable = next_string (&at, end)) != NULL)
+    putenv (variable);
+  if (chdir (directory) < 0)
+    fail (errno);
+  exec_in_path (argv);
+}
+
 static int
 run (void *cookie, libcrun_container_t *container, const char *pathname, char *const argv[])
 {
@@ -181,6 +290,8 @@ run (void *cookie, libcrun_container_t *container, const char *pathname, char *c
   (void) container;
   if (fcntl (CRUNGO_STATUS_FD, F_SETFD, FD_CLOEXEC) < 0)
     _exit (125);
+  if (awaits_command)
+    run_command ();
   if (strchr (pathname, '/') == NULL)
     fail (why_not_in_path (pathname));
   execv (pathname, argv);
