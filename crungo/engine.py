@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from weakref import WeakSet
 import anyio
 from anyio import to_thread
 
-from crungo.config import ContainerConfig, ExecConfig
 from crungo.containers import Container, Traits
 from crungo.errors import HostError, NameInUse, UsageError
 from crungo.paths import Roots
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from typing import Unpack
 
-    from crungo.config import PullPolicy
+    from crungo.config import ContainerConfig, ExecConfig, PullPolicy
     from crungo.fields import ContainerFields
     from crungo.pool import Pool
     from crungo.image.leases import Lease
@@ -48,6 +48,7 @@ START_LIMIT = 16
 """Creations at a time: each keeps a worker thread waiting, and more than a few per core only wait for each other."""
 
 NAME_TRIES = 20
+CLOCK_TICK = 50_000_000
 
 
 class Engine:
@@ -85,6 +86,7 @@ class Engine:
         self._host: HostFacts | None = None
         self._limiter: anyio.CapacityLimiter | None = None
         self._containers: WeakSet[Container] = WeakSet()
+        self._known: dict[tuple[str, str | None], tuple[int, Image]] = {}  # and when the names of images last changed
         self._leases: dict[str, Lease] = {}  # by image id: what we use, no other process removes
 
     async def __aenter__(self) -> Engine:
@@ -208,10 +210,24 @@ class Engine:
 
     async def image(self, config: ContainerConfig) -> Image:
         """The image of a configuration, pulled as its policy says, and kept until the engine is left."""
+        key = (config.image, config.platform)
+        names = self._names_changed()
+        if config.pull in ("missing", "never") and self._known.get(key, (0, None))[0] == names != 0:
+            return self._known[key][1]
         image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
         if image.id not in self._leases:
             self._leases[image.id] = await to_thread.run_sync(self.store.hold, image)
+        # A second change within a tick of the file system's clock would look like the first.
+        if names == self._names_changed() and time.time_ns() - names > CLOCK_TICK:
+            self._known[key] = (names, image)
         return image
+
+    def _names_changed(self) -> int:
+        """When a name of an image last changed, in nanoseconds of the file system's clock; 0 where there are none."""
+        try:
+            return os.stat(self.store.layout.refs).st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     async def pull(
         self,
