@@ -19,6 +19,7 @@ This module is a leaf: it imports nothing of crungo, so that every other module 
     │   ├── NameInUse               the name belongs to another container
     │   ├── NoSuchContainer         no container has this name or id
     │   ├── NotRunning              the container has exited
+    │   ├── FileError               a file of the container could not be read or written
     │   ├── CommandNotFound         its program does not exist                    (exit code 127)
     │   └── CommandNotExecutable    its program exists and cannot be executed     (exit code 126)
     ├── LibcrunError                libcrun refused: errno, its message, the operation
@@ -39,6 +40,7 @@ __all__ = [
     "ContainerError",
     "CrungoError",
     "DigestMismatch",
+    "FileError",
     "HostError",
     "ImageError",
     "ImageInUse",
@@ -146,6 +148,14 @@ class NoSuchContainer(ContainerError):
 
 class NotRunning(ContainerError):
     """The container has exited, or was never started."""
+
+
+class FileError(ContainerError):
+    """A file of the container could not be read or written; ``errno`` is the system's number, 0 where it gave none."""
+
+    def __init__(self, message: str, *, errno: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
 
 
 class CommandNotFound(ContainerError):

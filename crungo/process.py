@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import to_thread
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
 
-    from crungo.io.output import Output
+    from crungo.io.output import Output, StreamName
     from crungo.runtime.requests import Channel, Request
 
 __all__ = ["Completed", "Process", "Stdio", "run_to_end"]
@@ -128,11 +128,11 @@ class Process:
         when they were read, in seconds since the epoch. Nothing is read ahead: while nobody asks for the next piece, a
         program that writes on waits. To be iterated once, and instead of the streams.
         """
-        from crungo.io.output import merged
+        from crungo.io.output import OutputPieces
 
-        for name in ("stdout", "stderr", "terminal"):
-            getattr(self, name)  # makes the stream of a descriptor that is still unused
-        return merged({name: stream for name, stream in self._streams.items() if name != "stdin"}, max_bytes)
+        names: tuple[StreamName, ...] = ("stdout", "stderr", "terminal")
+        streams: dict[StreamName, Any] = {name: getattr(self, name) for name in names}
+        return OutputPieces({name: stream for name, stream in streams.items() if stream is not None}, max_bytes)
 
     async def communicate(self, input: bytes | None = None) -> Completed:  # noqa: A002 - subprocess's word
         """Send ``input`` to the program, collect what it writes until it closes its streams, and wait for its end."""
@@ -200,20 +200,20 @@ class Process:
 
     # From here on for the engine.
 
-    async def _launch(self, request: Request, until: Literal["created", "started"] = "started") -> None:
-        """Ask for the process, and wait in a worker thread until it is there; ends it when that does not work out.
+    async def _launch(self, request: Request) -> None:
+        """Ask for the process, and wait in a worker thread until it was started; ends it when that does not work out.
 
         Cancelling orders the end through the channel, which also ends the wait: the thread is never abandoned, because
         it would go on reading.
         """
         try:
-            await self._launch_cancellably(request, until)
+            await self._launch_cancellably(request)
         except BaseException:
             request.close()
             await self.aclose()
             raise
 
-    async def _launch_cancellably(self, request: Request, until: str) -> None:
+    async def _launch_cancellably(self, request: Request) -> None:
         done = False
 
         async def end_when_cancelled() -> None:
@@ -227,25 +227,16 @@ class Process:
             async with anyio.create_task_group() as group:
                 group.start_soon(end_when_cancelled)
                 try:
-                    await to_thread.run_sync(self._read_until, request, until, limiter=self._limiter)
+                    await to_thread.run_sync(self._read_until_started, request, limiter=self._limiter)
                 finally:
                     done = True
                 group.cancel_scope.cancel()
         self._raise_failure()
 
-    def _read_until(self, request: Request, until: str) -> None:
+    def _read_until_started(self, request: Request) -> None:
         request.send()
-        while not self._events.keys() & {until, "error", "gone"}:
-            self._take(*self._channel.receive())
-
-    async def _started(self, command: str) -> None:
-        """Wait for ``command``, of a process that was only created, and raise what kept it from starting."""
-        self._command = command
         while not self._events.keys() & {"started", "error", "gone"}:
-            async with self._reading:
-                await anyio.wait_readable(self._channel)
-                self._take(*self._channel.receive())
-        self._raise_failure()
+            self._take(*self._channel.receive())
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         self._events[message["event"]] = message

@@ -69,25 +69,34 @@ class _Reading(_FdEnd):
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Between 1 and ``max_bytes`` bytes, as soon as there are any; EndOfStream at the end."""
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
         with self._reading:
             await checkpoint()  # before anything is taken: a cancelled receive has taken nothing
             while True:
-                fd = self._number()
                 try:
-                    data = self._read(fd, min(max_bytes, _READ))
-                except BlockingIOError:
-                    await anyio.wait_readable(fd)
-                    continue
-                except OSError as error:
-                    # EIO: the last slave of a PTY was closed (or the container was killed: the kernel hangs up).
-                    if error.errno in (errno.EIO, errno.ECONNRESET):
-                        raise anyio.EndOfStream from None
-                    raise
-                if not data:
-                    raise anyio.EndOfStream
-                return data
+                    return self._take(max_bytes)
+                except anyio.WouldBlock:
+                    await anyio.wait_readable(self._number())
+
+    def receive_nowait(self, max_bytes: int = 65536) -> bytes:
+        """What there is now, between 1 and ``max_bytes`` bytes; WouldBlock when there is nothing yet."""
+        with self._reading:
+            return self._take(max_bytes)
+
+    def _take(self, max_bytes: int) -> bytes:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
+        try:
+            data = self._read(self._number(), min(max_bytes, _READ))
+        except BlockingIOError:
+            raise anyio.WouldBlock from None
+        except OSError as error:
+            # EIO: the last slave of a PTY was closed (or the container was killed: the kernel hangs up).
+            if error.errno in (errno.EIO, errno.ECONNRESET):
+                raise anyio.EndOfStream from None
+            raise
+        if not data:
+            raise anyio.EndOfStream
+        return data
 
     def _read(self, fd: int, size: int) -> bytes:
         return os.read(fd, size)

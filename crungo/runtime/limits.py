@@ -12,12 +12,12 @@ from crungo.errors import HostError, UsageError
 from crungo.parsing.values import MINIMUM_MEMORY, words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from crungo.config import ContainerConfig, Ulimit
     from crungo.runtime.host import DeviceNode, HostFacts
 
-__all__ = ["resources", "rlimits", "sysctls"]
+__all__ = ["changed_resources", "resources", "rlimits", "sysctls"]
 
 _CPU_PERIOD = 100_000  # microseconds; docker's
 _UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
@@ -49,6 +49,33 @@ def resources(config: ContainerConfig, host: HostFacts, devices: Sequence[Device
         result["cpu"] = {"quota": max(1000, round(config.cpus * _CPU_PERIOD)), "period": _CPU_PERIOD}
     if config.pids_limit is not None and config.pids_limit > 0:
         result["pids"] = {"limit": config.pids_limit}
+    return result
+
+
+def changed_resources(limits: Mapping[str, float], *, swap_limit: bool) -> dict[str, Any]:
+    """The ``linux.resources`` object that changes limits of a running container; what is not in it stays.
+
+    ``limits`` are ``memory``, ``memory_swap`` (bytes), ``cpus`` and ``pids_limit``, -1 for none. ``swap_limit`` says
+    whether the host can limit memory plus swap.
+
+    Raises:
+        UsageError: memory and swap contradict each other.
+    """
+    result: dict[str, Any] = {}
+    memory, swap = limits.get("memory"), limits.get("memory_swap")
+    if memory is None and swap is not None:
+        raise UsageError("memory_swap: it needs memory, of which it is the sum with swap")
+    if memory is not None:
+        if swap is not None and swap != -1 and (memory == -1 or swap < memory):
+            raise UsageError(f"memory_swap {swap}: below memory {memory}; it is memory plus swap")
+        result["memory"] = {"limit": memory}
+        if swap_limit:
+            result["memory"]["swap"] = memory if swap is None else swap
+    if (cpus := limits.get("cpus")) is not None:
+        quota = -1 if cpus == -1 else max(1000, round(cpus * _CPU_PERIOD))
+        result["cpu"] = {"quota": quota, "period": _CPU_PERIOD}
+    if (pids := limits.get("pids_limit")) is not None:
+        result["pids"] = {"limit": pids}
     return result
 
 
