@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from crungo.fields import ContainerFields
     from crungo.image.leases import Lease
     from crungo.image.store import Image, Removal, Store
+    from crungo.pool import Pool
     from crungo.registry.progress import Progress
     from crungo.registry.pull import PullLimits
     from crungo.registry.retry import RetryPolicy
@@ -46,6 +48,7 @@ START_LIMIT = 16
 """Creations at a time: each keeps a worker thread waiting, and more than a few per core only wait for each other."""
 
 NAME_TRIES = 20
+CLOCK_TICK = 50_000_000
 
 
 class Engine:
@@ -83,6 +86,7 @@ class Engine:
         self._host: HostFacts | None = None
         self._limiter: anyio.CapacityLimiter | None = None
         self._containers: WeakSet[Container] = WeakSet()
+        self._known: dict[tuple[str, str | None], tuple[int, Image]] = {}  # and when the names of images last changed
         self._leases: dict[str, Lease] = {}  # by image id: what we use, no other process removes
 
     async def __aenter__(self) -> Engine:
@@ -169,8 +173,23 @@ class Engine:
         finally:
             await container.aclose()
 
-    async def create(self, config: ContainerConfig, *, log: int = -1) -> Container:
-        """Create and start a container; the caller must ``aclose`` it. ``log`` is a descriptor for libcrun's log."""
+    @asynccontextmanager
+    async def pool(
+        self, image: str | ContainerConfig, size: int, /, **fields: Unpack[ContainerFields]
+    ) -> AsyncIterator[Pool]:
+        """``size`` containers that are ready for their command, for as long as the block lasts; see :class:`Pool`."""
+        from crungo.fields import configure
+        from crungo.pool import Pool
+
+        async with Pool(self, configure(image, None, fields), size) as pool:
+            yield pool
+
+    async def create(self, config: ContainerConfig, *, log: int = -1, command: int = -1) -> Container:
+        """Create and start a container; the caller must ``aclose`` it.
+
+        ``log`` is a descriptor for libcrun's log. ``command`` is one that brings the command later, for a container
+        that shall only be created (see :mod:`crungo.pool`).
+        """
         from crungo.runtime.check import check_config
         from crungo.runtime.host import HostFacts
         from crungo.runtime.names import random_name
@@ -181,7 +200,9 @@ class Engine:
         image = None if config.rootfs is not None else await self.image(config)
         for _ in range(NAME_TRIES):
             try:
-                return await self._create(config, image, config.name or random_name(), self._host, log)
+                return await self._create(
+                    config, image, config.name or random_name(), self._host, log=log, command=command
+                )
             except NameInUse:
                 if config.name is not None:
                     raise
@@ -189,10 +210,24 @@ class Engine:
 
     async def image(self, config: ContainerConfig) -> Image:
         """The image of a configuration, pulled as its policy says, and kept until the engine is left."""
+        key = (config.image, config.platform)
+        names = self._names_changed()
+        if config.pull in ("missing", "never") and self._known.get(key, (0, None))[0] == names != 0:
+            return self._known[key][1]
         image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
         if image.id not in self._leases:
             self._leases[image.id] = await to_thread.run_sync(self.store.hold, image)
+        # A second change within a tick of the file system's clock would look like the first.
+        if names == self._names_changed() and time.time_ns() - names > CLOCK_TICK:
+            self._known[key] = (names, image)
         return image
+
+    def _names_changed(self) -> int:
+        """When a name of an image last changed, in nanoseconds of the file system's clock; 0 where there are none."""
+        try:
+            return os.stat(self.store.layout.refs).st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     async def pull(
         self,
@@ -254,7 +289,14 @@ class Engine:
         return await to_thread.run_sync(partial(remove, self.store, image, force=force, own=users))
 
     async def _create(
-        self, config: ContainerConfig, image: Image | None, name: str, host: HostFacts, log: int
+        self,
+        config: ContainerConfig,
+        image: Image | None,
+        name: str,
+        host: HostFacts,
+        *,
+        log: int = -1,
+        command: int = -1,
     ) -> Container:
         from crungo.runtime.etc import etc_files
         from crungo.runtime.names import random_id
@@ -281,10 +323,12 @@ class Engine:
             "tty": config.tty,
             "debug": log >= 0,
             "start": True,
+            "await_command": command >= 0,
         }
         assert self._limiter is not None
         with _stdio(config) as (ours, theirs):
-            channel, request = self.spawner.request(message, [*theirs, *([log] if log >= 0 else [])])
+            bring = command if command >= 0 else theirs[0]
+            channel, request = self.spawner.request(message, [*theirs, bring, *([log] if log >= 0 else [])])
             container = Container(
                 identifier,
                 channel,
@@ -297,10 +341,11 @@ class Engine:
                     stop_signal=config.stop_signal or _stop_signal(image),
                     stop_timeout=config.stop_timeout,
                     swap_limit=host.swap_limit,
+                    process=spec["process"],
                 ),
             )
             self._containers.add(container)
-            await container._launch(request)
+            await container._launch(request, until="started" if command < 0 else "created")
             return container
 
     async def _execute(self, identifier: str, user: str | None, base: dict[str, Any], config: ExecConfig) -> Process:
@@ -320,7 +365,7 @@ class Engine:
             "debug": False,
         }
         with _stdio(config) as (ours, theirs):
-            channel, request = self.spawner.request(message, theirs)
+            channel, request = self.spawner.request(message, [*theirs, theirs[0]])
             started = Process(channel, ours, self._limiter, process["args"][0])
             await started._launch(request)
             return started
