@@ -19,10 +19,13 @@ from crungo.process import Completed, Process, Stdio, run_to_end
 from crungo.runtime.requests import error_from
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    import os
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import Any, Unpack
 
     from anyio import CapacityLimiter
+    from anyio.abc import ByteReceiveStream
 
     from crungo.config import ExecConfig
     from crungo.fields import ExecFields
@@ -31,18 +34,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Container", "Traits"]
 
+GET_LIMIT = 64 << 20
 STATS_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
     """What a container needs to know of itself: the id of its image, how it is stopped (a signal, and seconds until it
-    is killed), and whether the host can limit memory plus swap."""
+    is killed), whether the host can limit memory plus swap, and the OCI process object that it was made with."""
 
     image: str | None
     stop_signal: int
     stop_timeout: float
     swap_limit: bool
+    process: Mapping[str, Any]
 
 
 class Container(Process):
@@ -181,6 +186,72 @@ class Container(Process):
         from crungo.fields import duration
 
         return _Readings(self, duration(interval, "interval"))
+
+    # Its files.
+
+    async def put(
+        self,
+        path: str,
+        data: bytes | os.PathLike[str] | AsyncIterable[bytes],
+        *,
+        mode: int | None = None,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
+        """Write a file of the container, whole or not at all; directories above it that are missing are made.
+
+        ``data`` is its content, as bytes or as an asynchronous stream of them, or the path of a local file, or of a
+        local directory, which is copied with all below it. ``mode`` (permission bits) and ``owner`` (uid and gid as
+        seen inside) are those of the file that was there, else 0644 and root's; for local files and directories,
+        theirs. What is at ``path`` is replaced, also a symbolic link; links above it are followed inside the
+        container, never out of it.
+
+        Raises:
+            NotRunning: the container has ended.
+            FileError: it cannot be written, with the reason of the system.
+        """
+        from crungo.files import Files
+
+        await Files(self).put(path, data, mode=mode, owner=owner)
+
+    async def get(self, path: str, *, limit: int = GET_LIMIT) -> bytes:
+        """The content of a regular file of the container, at most ``limit`` bytes; links are followed inside it.
+
+        Raises:
+            NotRunning: the container has ended.
+            FileError: there is no such file, it is of another kind, or larger.
+        """
+        from crungo.files import Files
+
+        return await Files(self).get(path, limit)
+
+    async def put_archive(
+        self, path: str, stream: AsyncIterable[bytes], *, owner: tuple[int, int] | None = None
+    ) -> None:
+        """Unpack a tar archive (plain, gzip, bzip2 or xz) into a directory of the container, made if it is missing.
+
+        Names are relative to it; ``..`` is refused, and so are devices. ``owner`` replaces the owners in the archive.
+
+        Raises:
+            NotRunning: the container has ended.
+            FileError: the archive is malformed, or something of it cannot be written.
+        """
+        from crungo.files import Files
+
+        await Files(self).put_archive(path, stream, owner=owner)
+
+    def get_archive(self, path: str) -> AbstractAsyncContextManager[ByteReceiveStream]:
+        """A file or directory of the container as a tar archive: a byte stream, for as long as the block lasts.
+
+        The names in it begin with the last part of ``path``. Sockets are left out, and so is what is mounted on
+        ``/proc``, ``/sys`` and ``/dev``.
+
+        Raises:
+            NotRunning: the container has ended.
+            FileError: there is no such file; also, from the stream, when one of them cannot be read.
+        """
+        from crungo.files import Files
+
+        return Files(self).get_archive(path)
 
     # From here on for ourselves.
 

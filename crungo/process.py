@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from anyio import to_thread
@@ -200,20 +200,20 @@ class Process:
 
     # From here on for the engine.
 
-    async def _launch(self, request: Request) -> None:
-        """Ask for the process, and wait in a worker thread until it was started; ends it when that does not work out.
+    async def _launch(self, request: Request, until: Literal["created", "started"] = "started") -> None:
+        """Ask for the process, and wait in a worker thread until it is there; ends it when that does not work out.
 
         Cancelling orders the end through the channel, which also ends the wait: the thread is never abandoned, because
         it would go on reading.
         """
         try:
-            await self._launch_cancellably(request)
+            await self._launch_cancellably(request, until)
         except BaseException:
             request.close()
             await self.aclose()
             raise
 
-    async def _launch_cancellably(self, request: Request) -> None:
+    async def _launch_cancellably(self, request: Request, until: str) -> None:
         done = False
 
         async def end_when_cancelled() -> None:
@@ -227,16 +227,25 @@ class Process:
             async with anyio.create_task_group() as group:
                 group.start_soon(end_when_cancelled)
                 try:
-                    await to_thread.run_sync(self._read_until_started, request, limiter=self._limiter)
+                    await to_thread.run_sync(self._read_until, request, until, limiter=self._limiter)
                 finally:
                     done = True
                 group.cancel_scope.cancel()
         self._raise_failure()
 
-    def _read_until_started(self, request: Request) -> None:
+    def _read_until(self, request: Request, until: str) -> None:
         request.send()
-        while not self._events.keys() & {"started", "error", "gone"}:
+        while not self._events.keys() & {until, "error", "gone"}:
             self._take(*self._channel.receive())
+
+    async def _started(self, command: str) -> None:
+        """Wait for ``command``, of a process that was only created, and raise what kept it from starting."""
+        self._command = command
+        while not self._events.keys() & {"started", "error", "gone"}:
+            async with self._reading:
+                await anyio.wait_readable(self._channel)
+                self._take(*self._channel.receive())
+        self._raise_failure()
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         self._events[message["event"]] = message

@@ -1,7 +1,7 @@
 """What the spawner's children do: each function runs in a fresh fork with one thread, reports once, and ends.
 
-Descriptors are arranged first: 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec, 4 is the
-report to the spawner, 5 libcrun's log; everything else that was inherited is closed, so that no container holds a
+Descriptors are arranged first: 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec, 4 brings the
+command of a pooled container, 5 is the report to the spawner, 6 libcrun's log; everything else that was inherited is closed, so that no container holds a
 descriptor of another.
 """
 
@@ -39,8 +39,8 @@ __all__ = [
     "update",
 ]
 
-REPORT_FD = 4
-LOG_FD = 5
+REPORT_FD = 5
+LOG_FD = 6
 
 
 def arrange(wanted: Sequence[int]) -> None:
@@ -94,7 +94,7 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     user = _set_user(spec, request, root)
     crun = Libcrun(state_root=claim.places.state, identifier=claim.identifier, bundle=directory, handlers=handlers)
     console = _Console() if request["tty"] else None
-    crun.create(spec, console_socket=None if console is None else console.path)
+    crun.create(spec, console_socket=None if console is None else console.path, await_command=request["await_command"])
     pid = crun.pid()
     fds = [os.pidfd_open(pid)]
     if console is not None:

@@ -192,13 +192,16 @@ class Task:
         self._kill()
         self._settle()
 
-    def launch(self, work: Callable[[_socket.socket], None], stdio: list[int], log: int | None) -> None:
-        """Fork the child that makes the process, with its descriptors in place."""
+    def launch(self, work: Callable[[_socket.socket], None], fds: list[int]) -> None:
+        """Fork the child that makes the process.
+
+        ``fds``: its standard streams, what brings its command (anything where nothing does) and, perhaps, its log.
+        """
         ours, theirs = wire.pair()
         self.status, status = os.pipe2(os.O_CLOEXEC)
 
         def body() -> None:
-            child.arrange([*stdio, status, theirs.fileno(), *([] if log is None else [log])])
+            child.arrange([*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]])
             report = _socket.socket(fileno=child.REPORT_FD)
             try:
                 work(report)
@@ -326,8 +329,7 @@ class Container(Task):
         # The files of an image do not change: one look at its users is enough.
         self.user = None if request["layers"] is None else (*request["layers"], request["user"], *request["groups"])
         request["numbers"] = spawner.users.get(self.user)
-        log = fds[3] if request["debug"] else None
-        self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds[:3], log)
+        self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds)
 
     def created(self, message: dict[str, Any]) -> None:
         if self.user is not None and len(self.spawner.users) < USERS_LIMIT:
@@ -383,10 +385,7 @@ class Execution(Task):
         Execution.serial += 1
         self.identifier = request["id"]
         self.cgroup = f"/exec-{os.getpid()}-{Execution.serial}"
-        log = fds[3] if request["debug"] else None
-        self.launch(
-            lambda report: child.execute(request, self.cgroup, spawner.places, spawner.handlers, report), fds[:3], log
-        )
+        self.launch(lambda report: child.execute(request, self.cgroup, spawner.places, spawner.handlers, report), fds)
 
     def clean_up(self) -> None:
         if not self.doomed:
