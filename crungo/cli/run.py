@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -20,6 +20,8 @@ from crungo.io.terminal import RawTerminal, is_terminal, terminal_size
 from crungo.io.winch import window_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
     from crungo.cli.run_options import RunOptions
     from crungo.containers import Container
     from crungo.io.pump import PumpResult
@@ -39,8 +41,8 @@ def execute(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None = 
 
 
 async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None) -> int:
-    with ExitStack() as stack:
-        cidfile = stack.enter_context(_CidFile(options.cidfile)) if options.cidfile else None
+    async with AsyncExitStack() as stack:
+        write_id = await stack.enter_async_context(_id_file(options.cidfile)) if options.cidfile else None
         progress = None if options.quiet else stack.enter_context(pull_progress(STDERR))
         async with (
             Engine(root=roots.root, run=roots.run, progress=progress, spawner=spawner) as engine,
@@ -48,13 +50,40 @@ async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None
         ):
             container = await _create(engine, options, group)
             try:
-                if cidfile is not None:
-                    cidfile.write(container.id)
+                if write_id is not None:
+                    await write_id(container.id)
                 return await _attend(container, options, group)
             finally:
                 await container.aclose()
                 group.cancel_scope.cancel()
     raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def _id_file(path: str) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """The file that gets the container's id: made before anything else, removed when there is no container."""
+    import aiofiles
+
+    try:
+        file = await aiofiles.open(path, "x")
+    except OSError as error:
+        why = "it exists; remove it, or name another" if isinstance(error, FileExistsError) else error.strerror
+        raise UsageError(f"--cidfile {path}: {why}") from None
+    written = False
+
+    async def write(identifier: str) -> None:
+        nonlocal written
+        await file.write(identifier)
+        await file.flush()
+        written = True
+
+    try:
+        yield write
+    finally:
+        with anyio.CancelScope(shield=True):
+            await file.close()
+        if not written:
+            os.unlink(path)
 
 
 async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGroup) -> Container:
@@ -140,29 +169,3 @@ async def _terminal(container: Container, options: RunOptions) -> int | None:
     if result.reason == "hangup":
         return 128 + signal.SIGHUP
     return _early_end(result.output)
-
-
-class _CidFile:
-    """The file that gets the container's id: made before anything else, removed when there is no container."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = -1
-        self._written = False
-
-    def __enter__(self) -> _CidFile:
-        try:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            why = "it exists; remove it, or name another" if isinstance(error, FileExistsError) else error.strerror
-            raise UsageError(f"--cidfile {self._path}: {why}") from None
-        return self
-
-    def write(self, identifier: str) -> None:
-        os.write(self._fd, identifier.encode())
-        self._written = True
-
-    def __exit__(self, *exc_info: object) -> None:
-        os.close(self._fd)
-        if not self._written:
-            os.unlink(self._path)
