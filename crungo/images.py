@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from crungo.registry.retry import RetryPolicy
     from crungo.runtime.requests import SpawnerProcess
 
-__all__ = ["credentials_of", "obtain", "remove"]
+__all__ = ["credentials_of", "local", "obtain", "remove"]
 
 
 async def obtain(
@@ -42,9 +42,9 @@ async def obtain(
 ) -> Image:
     """The image of a reference, or of an id that the store knows; errors as for ``registry.pull.pull``."""
     wanted = None if platform is None else Platform.parse(platform)
-    local = _local(name, store, wanted) if policy in ("missing", "never") else None
-    if local is not None:
-        return local
+    found = local(name, store, wanted) if policy in ("missing", "never") else None
+    if found is not None:
+        return found
     # httpx and what comes with it: only for those who need a registry.
     from crungo.registry.client import RegistryClient
     from crungo.registry.hostfiles import load_hosts
@@ -103,7 +103,7 @@ def remove(store: Store, what: str, *, force: bool, own: Sequence[str]) -> Remov
     return store.remove(what, force=force, in_use=users)
 
 
-def _local(name: str, store: Store, platform: Platform | None) -> Image | None:
+def local(name: str, store: Store, platform: Platform | None) -> Image | None:
     """The image if the store has it, for this platform, with every layer trustworthy."""
     try:
         image = store.image(name)
