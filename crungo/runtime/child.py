@@ -91,6 +91,8 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     spec = Spec(request["spec"])
     root = rootfs.open_root(target)
     rootfs.require_directories(root, repair=layers is not None)
+    if layers is not None:
+        rootfs.remove_dead_links(root, request["files"])
     user = _set_user(spec, request, root)
     crun = Libcrun(state_root=claim.places.state, identifier=claim.identifier, bundle=directory, handlers=handlers)
     console = _Console() if request["tty"] else None

@@ -14,9 +14,9 @@ from crungo.runtime import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["assemble_overlay", "bind_directory", "open_root", "read_file", "require_directories"]
+__all__ = ["assemble_overlay", "bind_directory", "open_root", "read_file", "remove_dead_links", "require_directories"]
 
 KEEP_REAL = ("dev", "proc", "sys")
 FILE_LIMIT = 4 << 20
@@ -93,6 +93,29 @@ def require_directories(root: int, *, repair: bool) -> None:
         if mode:
             os.unlink(name, dir_fd=root)
         os.mkdir(name, 0o755, dir_fd=root)
+
+
+def remove_dead_links(root: int, names: Iterable[str]) -> None:
+    """Remove symbolic links of these names in ``/etc`` that lead nowhere within the root; only for an overlay.
+
+    Files are mounted on them, for which libcrun makes a missing file but not a missing target. Images of whole systems
+    have ``resolv.conf`` as a link to what a service would write.
+    """
+    try:
+        etc = syscalls.openat2(root, "etc", os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return  # libcrun makes it, or says why it cannot
+    try:
+        for name in names:
+            try:
+                os.close(syscalls.openat2(root, f"etc/{name}", os.O_PATH))
+            except OSError:
+                try:
+                    os.unlink(name, dir_fd=etc)
+                except FileNotFoundError:
+                    pass
+    finally:
+        os.close(etc)
 
 
 def read_file(root: int, path: str) -> bytes:
