@@ -1,8 +1,8 @@
 """What the spawner's children do: each function runs in a fresh fork with one thread, reports once, and ends.
 
-Descriptors are arranged first: 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec, 4 brings the
-command of a pooled container, 5 is the report to the spawner, 6 libcrun's log; everything else that was inherited is closed, so that no container holds a
-descriptor of another.
+Descriptors are arranged first: 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec, 4 brings
+the command of a pooled container, 5 is the report to the spawner, 6 libcrun's log. Everything else that was inherited
+is closed, so that no container holds a descriptor of another.
 """
 
 from __future__ import annotations
