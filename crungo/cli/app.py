@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crungo.cli.dispatch import COMPLETE_VARIABLE, GLOBAL_FLAGS, VERBS, check_arguments, load, version
+from crungo.cli.dispatch import COMPLETE_VARIABLE, GLOBAL_FLAGS, GROUPS, VERBS, check_arguments, load, version
 from crungo.cli.flags import Context, Parsed
 from crungo.paths import Roots
 
@@ -38,28 +38,44 @@ def run(words: Sequence[str]) -> int:
 
 def build() -> typer.Typer:
     """The application with all verbs."""
-    app = typer.Typer(
-        name="crungo",
-        help="Containers for async Python: run images from any registry, without a daemon, with nothing left behind.",
+    app = _group(
+        "crungo",
+        "Containers for async Python: run images from any registry, without a daemon, with nothing left behind.",
+    )
+    app.callback()(_callback(GLOBAL_FLAGS, (), _globals))
+    groups = {name: _group(name, f"{summary}.") for name, summary in GROUPS.items()}
+    for name in VERBS:
+        first, _, second = name.partition(" ")
+        _add(groups[first] if second else app, second or first, name)
+    for name, group in groups.items():
+        app.add_typer(group, name=name, short_help=GROUPS[name], rich_help_panel="Groups of commands")
+    return app
+
+
+def _group(name: str, text: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=text,
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
-    app.callback()(_callback(GLOBAL_FLAGS, (), _globals))
-    for name in VERBS:
-        module = load(name)
-        verb = module.VERB
-        settings = {"allow_interspersed_args": verb.interspersed, "help_option_names": ["--help"]}
-        command = _callback(verb.flags, verb.arguments, _caller(module))
-        app.command(
-            name,
-            help=verb.description,
-            short_help=verb.summary,
-            epilog=verb.epilog or None,
-            options_metavar="[OPTIONS]",
-            context_settings=settings,
-        )(command)
-    return app
+
+
+def _add(app: typer.Typer, word: str, name: str) -> None:
+    """Give the application, or a group of it, the verb that is called ``name`` in the table."""
+    module = load(name)
+    verb = module.VERB
+    settings = {"allow_interspersed_args": verb.interspersed, "help_option_names": ["--help"]}
+    command = _callback(verb.flags, verb.arguments, _caller(module, name))
+    app.command(
+        word,
+        help=verb.description,
+        short_help=verb.summary,
+        epilog=verb.epilog or None,
+        options_metavar="[OPTIONS]",
+        context_settings=settings,
+    )(command)
 
 
 def _globals(context: typer.Context, values: dict[str, Any]) -> None:
@@ -70,10 +86,10 @@ def _globals(context: typer.Context, values: dict[str, Any]) -> None:
     context.obj = Context(roots=roots, debug=bool(values["debug"]))
 
 
-def _caller(module: VerbModule) -> Callable[[typer.Context, dict[str, Any]], None]:
+def _caller(module: VerbModule, name: str) -> Callable[[typer.Context, dict[str, Any]], None]:
     def call(context: typer.Context, values: dict[str, Any]) -> None:
         parsed = _parsed(module, values)
-        check_arguments(module.VERB, parsed.arguments)
+        check_arguments(module.VERB, parsed.arguments, name=name)
         raise typer.Exit(module.call(parsed, context.obj))
 
     return call

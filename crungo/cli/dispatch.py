@@ -19,12 +19,47 @@ from crungo.paths import Roots
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["COMPLETE_VARIABLE", "GLOBAL_FLAGS", "VERBS", "VerbModule", "check_arguments", "load", "main", "version"]
+__all__ = [
+    "COMPLETE_VARIABLE",
+    "GLOBAL_FLAGS",
+    "GROUPS",
+    "VERBS",
+    "VerbModule",
+    "check_arguments",
+    "load",
+    "main",
+    "version",
+]
 
 VERBS = {
     "run": "crungo.cli.run_options",
+    "pull": "crungo.cli.pull",
+    "images": "crungo.cli.images",
+    "inspect": "crungo.cli.image_inspect",
+    "tag": "crungo.cli.tag",
+    "rmi": "crungo.cli.rmi",
+    "login": "crungo.cli.login",
+    "logout": "crungo.cli.logout",
+    "image inspect": "crungo.cli.image_inspect",
+    "image ls": "crungo.cli.images",
+    "image prune": "crungo.cli.image_prune",
+    "image pull": "crungo.cli.pull",
+    "image rm": "crungo.cli.rmi",
+    "image tag": "crungo.cli.tag",
+    "system check": "crungo.cli.system_check",
+    "system df": "crungo.cli.system_df",
+    "system prune": "crungo.cli.system_prune",
 }
-"""The modules of the verbs; each has ``VERB`` and ``call``, and imports little before it is called."""
+"""The modules of the verbs; each has ``VERB`` and ``call``, and imports little before it is called.
+
+A module may serve under several names; the name with a blank is that of a verb in a group.
+"""
+
+GROUPS = {
+    "image": "Manage images",
+    "system": "Manage what crungo keeps on disk",
+}
+"""The first words of verbs that have two, and what the help says of them."""
 
 GLOBAL_FLAGS = (
     Flag(name="--root", metavar="DIR", help="Directory of images and containers (CRUNGO_ROOT)."),
@@ -73,13 +108,18 @@ def _run(words: list[str], state: _State) -> int:
     if parsed.help or not parsed.arguments:
         return _application(["--help"])
     name, *rest = parsed.arguments
+    if name in GROUPS:
+        if not rest or rest[0] in ("--help", "-h"):
+            return _application([name, "--help"])
+        state.verb = name
+        name = f"{name} {rest.pop(0)}"
     module = load(name)
     state.verb = name
     verb = module.VERB
     line = parse(verb.flags, rest, interspersed=verb.interspersed)
     if line.help:
-        return _application([name, "--help"])
-    check_arguments(verb, line.arguments)
+        return _application([*name.split(), "--help"])
+    check_arguments(verb, line.arguments, name=name)
     roots = Roots.default(root=parsed.text("root"), run=parsed.text("runroot"))
     return module.call(line, Context(roots=roots, debug=state.debug))
 
@@ -94,19 +134,20 @@ def load(name: str) -> VerbModule:
     if module is None:
         from difflib import get_close_matches
 
-        found = get_close_matches(name, VERBS, n=1)
+        found = get_close_matches(name, (*VERBS, *GROUPS), n=1)
         raise UsageError(f"{quote(name)} is not a crungo command", hint=f"did you mean {found[0]}?" if found else None)
     return cast("VerbModule", import_module(module))
 
 
-def check_arguments(verb: Verb, arguments: Sequence[str]) -> None:
-    """Refuse too few arguments, or too many."""
+def check_arguments(verb: Verb, arguments: Sequence[str], *, name: str) -> None:
+    """Refuse too few arguments, or too many; ``name`` is what the verb was called by."""
     least = sum(argument.required for argument in verb.arguments)
     if len(arguments) < least:
         missing = verb.arguments[len(arguments)].name
-        raise UsageError(f"missing argument {missing}: crungo {verb.name} needs at least {least}")
+        raise UsageError(f"missing argument {missing}: crungo {name} needs at least {least}")
     if not any(argument.many for argument in verb.arguments) and len(arguments) > len(verb.arguments):
-        raise UsageError(f"too many arguments: crungo {verb.name} takes {len(verb.arguments)}")
+        most = len(verb.arguments)
+        raise UsageError(f"too many arguments: crungo {name} takes {most or 'none'}")
 
 
 def version() -> str:

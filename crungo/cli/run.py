@@ -43,11 +43,14 @@ def execute(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None = 
 async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None) -> int:
     async with AsyncExitStack() as stack:
         write_id = await stack.enter_async_context(_id_file(options.cidfile)) if options.cidfile else None
-        progress = None if options.quiet else stack.enter_context(pull_progress(STDERR))
+        display = None if options.quiet else pull_progress(STDERR, missing=options.config.pull == "missing")
+        progress = None if display is None else stack.enter_context(display.follow())
         async with (
             Engine(root=roots.root, run=roots.run, progress=progress, spawner=spawner) as engine,
             anyio.create_task_group() as group,
         ):
+            if display is not None:
+                group.start_soon(display.keep_fresh)
             container = await _create(engine, options, group)
             try:
                 if write_id is not None:

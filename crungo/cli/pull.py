@@ -1,0 +1,95 @@
+"""``crungo pull``: its flags, and what they say."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crungo.cli.flags import Argument, Flag, Verb
+from crungo.errors import UsageError
+from crungo.parsing.host import parse_platform, parse_pull
+from crungo.parsing.values import parse_duration, parse_int
+
+if TYPE_CHECKING:
+    from crungo.cli.flags import Context, Parsed
+    from crungo.config import PullPolicy
+
+__all__ = ["VERB", "PullOptions", "call", "to_options"]
+
+VERB = Verb(
+    name="pull",
+    summary="Pull images from registries",
+    description="Pull images from registries, several at once.",
+    flags=(
+        Flag(name="--all-tags", short="-a", kind="switch", help="Pull every tag of the repository."),
+        Flag(name="--authfile", metavar="FILE", help="File of credentials (that of docker or podman)."),
+        Flag(name="--platform", metavar="OS/ARCH", help="Platform to choose, such as linux/arm64."),
+        Flag(
+            name="--policy",
+            metavar="POLICY",
+            help="Ask the registry: always, missing, never, newer (always).",
+        ),
+        Flag(name="--quiet", short="-q", kind="switch", help="Show no progress, and print the digests only."),
+        Flag(name="--retry", metavar="NUMBER", help="How often to try again what failed (3)."),
+        Flag(name="--retry-delay", metavar="TIME", help="Time between tries, such as 5s (grows from about 0.5s)."),
+    ),
+    arguments=(Argument(name="IMAGE", help="Images: NAME[:TAG] or NAME@DIGEST.", many=True),),
+    epilog="Digest, status and full name of each image are printed on stdout, the progress on stderr.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """What ``crungo pull`` is asked to do; ``retry_delay`` is in seconds, None lets it grow."""
+
+    images: tuple[str, ...]
+    all_tags: bool = False
+    authfile: str | None = None
+    platform: str | None = None
+    policy: PullPolicy = "always"
+    quiet: bool = False
+    retry: int = 3
+    retry_delay: float | None = None
+
+
+def to_options(parsed: Parsed) -> PullOptions:
+    """The command line, checked.
+
+    Raises:
+        UsageError: a value is malformed, or an image's name is.
+    """
+    from crungo.image.reference import Reference
+
+    platform, policy = parsed.text("platform"), parsed.text("policy")
+    retry, delay = parsed.text("retry"), parsed.text("retry_delay")
+    all_tags = parsed.switch("all_tags")
+    images = tuple(dict.fromkeys(parsed.arguments))
+    for name in images:
+        Reference.parse(name)
+        if all_tags and ("@" in name or ":" in name.rpartition("/")[2]):
+            raise UsageError("--all-tags: the name may have no tag and no digest")
+    return PullOptions(
+        images=images,
+        all_tags=all_tags,
+        authfile=parsed.text("authfile"),
+        platform=None if platform is None else parse_platform(platform),
+        policy="always" if policy is None else parse_pull(policy, flag="--policy"),
+        quiet=parsed.switch("quiet"),
+        retry=3 if retry is None else parse_int(retry, flag="--retry", maximum=1000),
+        retry_delay=None if delay is None else parse_duration(delay, flag="--retry-delay"),
+    )
+
+
+def call(parsed: Parsed, context: Context) -> int:
+    """Pull; returns the exit code."""
+    options = to_options(parsed)
+    spawner = None
+    if os.geteuid() == 0:
+        from crungo.runtime.requests import SpawnerProcess
+
+        # The helper, which unpacks, starts on another core while this process imports what it needs.
+        spawner = SpawnerProcess.start(context.roots)
+    from crungo.cli.pulling import execute
+
+    return execute(options, context, spawner)

@@ -1,0 +1,167 @@
+"""The work of ``crungo pull``: several images at once, over connections that they share.
+
+What is unpacked is not synced here. The command is over when the image can be used, and waiting for the disk would make
+it as slow as the disk is; a process that stayed behind to wait would be one that nobody has asked for, and that keeps a
+file system busy which is to be unmounted. Until it is synced a layer is believed as long as the machine runs, and after
+a restart it is unpacked once more from its blob. The verbs for which one waits anyhow, ``system check`` and ``system
+prune``, sync.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio import to_thread
+
+from crungo.cli.messages import report
+from crungo.cli.output import emit
+from crungo.cli.progress import pull_progress
+from crungo.engine import Engine
+from crungo.errors import CrungoError
+from crungo.image.platform import Platform
+from crungo.image.reference import Reference
+from crungo.images import local
+from crungo.registry.groups import single_failure
+from crungo.registry.progress import ImageDone
+
+if TYPE_CHECKING:
+    from crungo.cli.flags import Context
+    from crungo.cli.progress import PullProgress
+    from crungo.cli.pull import PullOptions
+    from crungo.image.store import Image
+    from crungo.registry.client import RegistryClient
+    from crungo.registry.progress import Progress, ProgressEvent
+    from crungo.registry.retry import RetryPolicy
+    from crungo.runtime.requests import SpawnerProcess
+
+__all__ = ["execute"]
+
+IMAGES_AT_ONCE = 3
+"""Each downloads several layers at once; more images would only share the same line."""
+
+STDERR = 2
+
+
+def execute(options: PullOptions, context: Context, spawner: SpawnerProcess | None) -> int:
+    """Pull all images; what fails is told, and keeps none of the others."""
+    return anyio.run(_run, options, context, spawner)
+
+
+async def _run(options: PullOptions, context: Context, spawner: SpawnerProcess | None) -> int:
+    with pull_progress(STDERR) as progress:
+        async with Engine(root=context.roots.root, run=context.roots.run, spawner=spawner) as engine:
+            work = _Work(options, engine, None if options.quiet else progress)
+            with single_failure():
+                async with anyio.create_task_group() as group:
+                    group.start_soon(progress.keep_fresh)
+                    await work.run()
+                    group.cancel_scope.cancel()
+            # Before the engine ends: the helper's end takes a moment, for which the answer need not wait.
+            return work.tell(debug=context.debug)
+
+
+class _Work:
+    def __init__(self, options: PullOptions, engine: Engine, progress: PullProgress | None) -> None:
+        self._options = options
+        self._engine = engine
+        self._progress = progress
+        self._platform = None if options.platform is None else Platform.parse(options.platform)
+        self._results: dict[str, str | CrungoError] = {}  # by name, in the order of the command line
+        self._places = anyio.Semaphore(IMAGES_AT_ONCE)
+
+    async def run(self) -> None:
+        """Pull what is to be pulled."""
+        options = self._options
+        missing = list(options.images)
+        if options.policy in ("missing", "never") and not options.all_tags:
+            missing = [name for name in missing if not self._is_here(name)]
+        if not missing:
+            return
+        # httpx and what comes with it: only for those who need a registry.
+        from crungo.registry.authfiles import Credentials
+        from crungo.registry.client import RegistryClient
+        from crungo.registry.hostfiles import load_hosts
+        from crungo.registry.retry import RetryPolicy
+
+        hosts = await to_thread.run_sync(load_hosts)
+        retry = RetryPolicy(retries=options.retry, delay=options.retry_delay)
+        credentials = Credentials((options.authfile,)) if options.authfile else None
+        async with (
+            RegistryClient(hosts=hosts, retry=retry, credentials=credentials) as client,
+            anyio.create_task_group() as group,
+        ):
+            for name in missing:
+                reference = Reference.parse(hosts.expand(name))
+                start = self._every_tag if options.all_tags else self._one
+                group.start_soon(start, name, reference, client, retry)
+
+    def tell(self, *, debug: bool) -> int:
+        """Print what came of it; returns the exit code."""
+        code = 0
+        for result in self._results.values():
+            if isinstance(result, str):
+                emit(result)
+            else:
+                code = max(code, report(result, verb="pull", debug=debug))
+        return code
+
+    def _is_here(self, name: str) -> bool:
+        image = local(name, self._engine.store, self._platform)
+        if image is not None:
+            self._results[name] = self._answer(Reference.parse(name), image, changed=False)
+        return image is not None
+
+    async def _every_tag(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
+        try:
+            tags = await client.tags(reference)
+        except CrungoError as error:
+            self._results[name] = error
+            return
+        async with anyio.create_task_group() as group:
+            for tag in tags:
+                self._results[f"{name}:{tag}"] = ""
+                group.start_soon(self._one, f"{name}:{tag}", reference.with_tag(tag), client, retry)
+
+    async def _one(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
+
+        self._results.setdefault(name, "")  # its place among the answers
+        async with self._places:
+            with nullcontext() if self._progress is None else self._progress.follow() as show:
+                try:
+                    self._results[name] = await self._pull(reference, client, retry, show)
+                except CrungoError as error:
+                    self._results[name] = error
+
+    async def _pull(
+        self, reference: Reference, client: RegistryClient, retry: RetryPolicy, show: Progress | None
+    ) -> str:
+        from crungo.registry.pull import pull
+        from crungo.runtime.unpacking import SpawnerUnpacker
+
+        changed = False
+
+        def take(event: ProgressEvent) -> None:
+            nonlocal changed
+            changed = changed or (isinstance(event, ImageDone) and event.changed)
+            if show is not None:
+                show(event)
+
+        image = await pull(
+            reference,
+            store=self._engine.store,
+            client=client,
+            unpacker=SpawnerUnpacker(self._engine.spawner),
+            platform=self._platform,
+            policy=self._options.policy,
+            progress=take,
+            retry=retry,
+        )
+        return self._answer(reference, image, changed=changed)
+
+    def _answer(self, reference: Reference, image: Image, *, changed: bool) -> str:
+        if self._options.quiet:
+            return image.target
+        status = "Downloaded newer image for" if changed else "Image is up to date for"
+        return f"Digest: {image.target}\nStatus: {status} {reference.familiar}\n{reference}"
