@@ -233,16 +233,14 @@ async def test_a_reader_that_leaves_ends_the_pump(kind: str, tapped: bool) -> No
     os.close(sink)
 
 
-class Ticker:
-    """Measures how late the loop gets to a task that asks for a turn all the time."""
+TURNS = 20
+PATIENCE = 30  # seconds: a pump that keeps the loop to itself never gives a turn
 
-    worst = 0.0
 
-    async def run(self) -> None:
-        while True:
-            start = time.perf_counter()
-            await anyio.sleep(0.005)
-            self.worst = max(self.worst, time.perf_counter() - start - 0.005)
+async def take_turns() -> None:
+    """Return when the loop has come round to this task a number of times."""
+    for _ in range(TURNS):
+        await anyio.sleep(0.005)
 
 
 @pytest.mark.anyio
@@ -257,15 +255,20 @@ async def test_a_stopped_reader_does_not_stop_the_loop(
     drain, sink = os.openpty() if kind == "terminal" else pair(kind)
     source, feeder = pair("pipe")
     thread = feed(feeder, [bytes(100_000)])
-    ticker = Ticker()
     before = flags(sink)
-    async with anyio.create_task_group() as group:
-        group.start_soon(ticker.run)
-        with anyio.move_on_after(0.4) as scope:
-            await pump(source, sink, tap=lambda _: None)
-        group.cancel_scope.cancel()
-    assert scope.cancelled_caught or kind == "socket"  # a socket pair may hold it all
-    assert ticker.worst < 0.2
+    ended = False
+
+    async def run() -> None:
+        nonlocal ended
+        await pump(source, sink, tap=lambda _: None)
+        ended = True
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            await take_turns()
+            group.cancel_scope.cancel()
+    assert not ended or kind == "socket"  # a socket pair may hold it all
     assert flags(sink) == before
     os.close(source)
     thread.join()
@@ -275,15 +278,12 @@ async def test_a_stopped_reader_does_not_stop_the_loop(
 
 @pytest.mark.anyio
 async def test_an_endless_source_leaves_the_loop_to_others() -> None:
-    ticker = Ticker()
     with opened("/dev/zero", os.O_RDONLY) as zero, opened("/dev/null", os.O_WRONLY) as null:
-        async with anyio.create_task_group() as group:
-            group.start_soon(ticker.run)
-            with anyio.move_on_after(0.3) as scope:
-                await pump(zero.fileno(), null.fileno())
-            group.cancel_scope.cancel()
-    assert scope.cancelled_caught
-    assert ticker.worst < 0.2
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(pump, zero.fileno(), null.fileno())
+                await take_turns()
+                group.cancel_scope.cancel()
 
 
 @pytest.mark.anyio
