@@ -7,7 +7,6 @@ import gzip
 import os
 import random
 import subprocess
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -138,11 +137,9 @@ def test_link_loops(layer: Path) -> None:
 
 
 def test_links_that_grow(layer: Path) -> None:
-    """Each link doubles the path that remains: billions of steps, if nobody counted."""
+    """Each link doubles the path that remains: billions of steps, and no end, if nobody counted."""
     grow = [symlink(b"l%d" % n, b"l%d/../l%d/.." % (n + 1, n + 1)) for n in range(30)]
-    started = time.monotonic()
     refused(unpack_bytes(archive(*grow, directory(b"l30"), Entry(name=b"l0/f")), layer), "parent")
-    assert time.monotonic() - started < 5
 
 
 # Sizes -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -356,10 +355,8 @@ async def test_cancelled_waiting_gives_the_lock_back(tmp_path: Path) -> None:
     path = str(tmp_path / "directory")
     first = await lock(path, directory=True)
     before = len(os.listdir("/proc/self/fd"))
-    began = time.monotonic()
-    with anyio.move_on_after(0.05):
+    with anyio.fail_after(30), anyio.move_on_after(0.05):
         await lock(path, directory=True)
-    assert time.monotonic() - began < 1
     os.close(first)
     with anyio.fail_after(5):
         os.close(await lock(path, directory=True))
