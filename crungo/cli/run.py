@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from crungo.cli.progress import pull_progress
 from crungo.engine import Engine
 from crungo.errors import ContainerError, UsageError
 from crungo.io.fds import Fd, pipe
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from crungo.containers import Container
     from crungo.io.pump import PumpResult
     from crungo.paths import Roots
+    from crungo.registry.progress import ProgressEvent
     from crungo.runtime.requests import SpawnerProcess
 
 __all__ = ["execute"]
@@ -43,14 +43,13 @@ def execute(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None = 
 async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None) -> int:
     async with AsyncExitStack() as stack:
         write_id = await stack.enter_async_context(_id_file(options.cidfile)) if options.cidfile else None
-        display = None if options.quiet else pull_progress(STDERR, missing=options.config.pull == "missing")
-        progress = None if display is None else stack.enter_context(display.follow())
+        progress = None if options.quiet else _Progress(stack, missing=options.config.pull == "missing")
         async with (
             Engine(root=roots.root, run=roots.run, progress=progress, spawner=spawner) as engine,
             anyio.create_task_group() as group,
         ):
-            if display is not None:
-                group.start_soon(display.keep_fresh)
+            if progress is not None:
+                progress.group = group
             container = await _create(engine, options, group)
             try:
                 if write_id is not None:
@@ -60,6 +59,26 @@ async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None
                 await container.aclose()
                 group.cancel_scope.cancel()
     raise AssertionError("unreachable")
+
+
+class _Progress:
+    """The display of a pull, made when there is a first event to show: most runs pull nothing."""
+
+    group: anyio.abc.TaskGroup
+
+    def __init__(self, stack: AsyncExitStack, *, missing: bool) -> None:
+        self._stack = stack
+        self._missing = missing
+        self._take: Callable[[ProgressEvent], None] | None = None
+
+    def __call__(self, event: ProgressEvent) -> None:
+        if self._take is None:
+            from crungo.cli.progress import pull_progress
+
+            display = pull_progress(STDERR, missing=self._missing)
+            self._take = self._stack.enter_context(display.follow())
+            self.group.start_soon(display.keep_fresh)
+        self._take(event)
 
 
 @asynccontextmanager
