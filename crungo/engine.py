@@ -104,7 +104,12 @@ class Engine:
         with anyio.CancelScope(shield=True):
             spawner.end_requests()
             await anyio.wait_readable(spawner.pidfd)
-            spawner.reap()
+            if not spawner.reap():
+                # Killed: the first thing that a successor does is to remove what it left.
+                successor = await to_thread.run_sync(SpawnerProcess.start, self.roots)
+                successor.end_requests()
+                await anyio.wait_readable(successor.pidfd)
+                successor.reap()
         for lease in self._leases.values():
             lease.close()
         self._leases.clear()

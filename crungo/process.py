@@ -156,6 +156,7 @@ class Process:
                     group.start_soon(collect, "stderr", self.stderr)
                 if self.stdin is not None:
                     group.start_soon(_feed, self.stdin, input or b"")
+                group.start_soon(self.wait)  # fails with the spawner, when the streams may stay open
         return Completed(returncode=await self.wait(), stdout=collected["stdout"], stderr=collected["stderr"])
 
     def send_signal(self, signum: int) -> None:
@@ -189,7 +190,8 @@ class Process:
             try:
                 await self._event("gone")
             except CrungoError:
-                pass  # the spawner is gone: its successor finds what is left
+                # The spawner is gone. This ends the process all the same, and its successor finds what is left.
+                await self._kill_without_spawner()
         for stream in self._streams.values():
             stream.close()
         self.stdio.close()
@@ -197,6 +199,15 @@ class Process:
             os.close(self._pidfd)
             self._pidfd = -1
         self._channel.close()
+
+    async def _kill_without_spawner(self) -> None:
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        await anyio.wait_readable(self._pidfd)
 
     # From here on for the engine.
 

@@ -111,17 +111,19 @@ class Collector:
             dispose(tree)
         return freed
 
-    def leftovers(self, *, remove: bool) -> Leftovers:
+    def leftovers(self, *, remove: bool, downloads: bool = True) -> Leftovers:
         """Find, and perhaps remove, what interrupted work left. For a worker thread.
 
         That is: downloads and layers that nobody is making, trees whose removal was cut short, temporary files.
-        Downloads that can be continued are among them.
+        Downloads that can be continued are among them, unless ``downloads`` is false.
         """
         found = Leftovers()
         trees: list[tuple[str, int]] = []
         with exclusive(self._layout.lock):
             for name in sorted(os.listdir(self._layout.ingest)):
                 path = f"{self._layout.ingest}/{name}"
+                if not downloads and name.endswith((".part", ".extents")):
+                    continue
                 if name.endswith(".extents") and os.path.exists(path.removesuffix(".extents")):
                     continue  # goes with its part
                 fd = open_locked(path)

@@ -35,6 +35,7 @@ class SpawnerProcess:
         self.control = control
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
+        self._last_words = ""
 
     @classmethod
     def start(cls, roots: Roots) -> SpawnerProcess:
@@ -85,24 +86,37 @@ class SpawnerProcess:
             message, _ = wire.recv(self.control)
         except OSError:
             message = None
-        if message is None:
+        if message is not None:  # it comes once; others may ask, too
+            self._last_words = message["message"].strip().splitlines()[-1]
+        if not self._last_words:
             return errors.SpawnerDied("the helper process ended unexpectedly")
-        return errors.SpawnerDied(f"the helper process failed: {message['message'].strip().splitlines()[-1]}")
+        return errors.SpawnerDied(f"the helper process failed: {self._last_words}")
 
     def end_requests(self) -> None:
         """Close the control socket: what the spawner still owns is killed, and it ends."""
+        try:
+            # An end without this word is a crash's, after which the spawner looks for more than its own.
+            wire.send(self.control, {"op": "end"}, flags=_socket.MSG_DONTWAIT)
+        except OSError:
+            pass
         self.control.close()
 
-    def reap(self) -> None:
-        """Wait for the end of the process, and forget it. Someone who waits for any child may have been faster."""
+    def reap(self) -> bool:
+        """Wait for the end of the process, and forget it; False when it did not end in good order.
+
+        Someone who waits for any child may have been faster: then nobody knows.
+        """
+        orderly = True
         if self.pidfd < 0:
-            return
+            return orderly
         try:
-            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            orderly = ended is not None and ended.si_code == os.CLD_EXITED and ended.si_status == 0
         except ChildProcessError:
             pass
         os.close(self.pidfd)
         self.pidfd = -1
+        return orderly
 
 
 class Request:

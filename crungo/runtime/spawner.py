@@ -34,6 +34,8 @@ __all__ = ["IGNORED", "Spawner"]
 SIGKILL, SIGCHLD = 9, 17
 USERS_LIMIT = 1000
 QUICK_ENTRIES = 100
+ENGINE_END = 1000
+"""Milliseconds that the process of an engine which left without a word may take to end."""
 IGNORED = (1, 2, 3, 13, 15, 25)
 """SIGHUP, SIGINT, SIGQUIT, SIGPIPE, SIGTERM: its end is the closing of a socket. SIGXFSZ: Python ignores it."""
 
@@ -43,6 +45,7 @@ class Spawner:
 
     def __init__(self, control: _socket.socket, root: str, run: str) -> None:
         self.control = control
+        self.root = root
         self.places = Places(root, run)
         self.tasks: set[Task] = set()
         self.users: dict[tuple[str | None, ...] | None, tuple[int, int, tuple[int, ...]]] = {}
@@ -52,6 +55,8 @@ class Spawner:
         self._watched: dict[int, Callable[[], None]] = {}
         self._children: set[int] = set()  # those with a pidfd of their own
         self._open = True
+        self._orderly = False
+        self._engine = _peer(control)
         self.places.make()
         self.handlers = _load_handlers(self.places)
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -65,14 +70,18 @@ class Spawner:
         self.watch(self.control.fileno(), self._on_control)
         orphans = syscalls.signal_fd(SIGCHLD)
         self.watch(orphans, lambda: _drain(orphans))
+        # A fork of the engine's process may keep our sockets open beyond its end.
+        self.watch(self._engine, self._on_end)
         self._sweep()
-        while self._open or self.tasks or self.unpackings:
+        while self._open or self.tasks or self._children:
             batch = [(fd, self._watched[fd]) for fd, _ in self._poll.poll()]
             for fd, handler in batch:
                 # An earlier event of the batch may have closed it, and its number may already be another's.
                 if self._watched.get(fd) is handler:
                     handler()
             self._reap_orphans()
+        if not self._orderly:
+            self._sweep_store()
 
     def _reap_orphans(self) -> None:
         """Reap what nobody waits for: processes of libcrun's whose parent, a child of ours, ended first.
@@ -135,12 +144,10 @@ class Spawner:
     def _on_control(self) -> None:
         message, fds = wire.recv(self.control)
         if message is None:
-            self._open = False
-            self.unwatch(self.control.fileno())
-            for task in list(self.tasks):
-                task.doom()
-            for unpacking in self.unpackings:
-                unpacking.end()
+            self._on_end()
+            return
+        if message["op"] == "end":
+            self._orderly = True
             return
         channel = _socket.socket(fileno=fds.pop(0))
         kind = {"create": Container, "exec": Execution, "unpack": Unpacking}[message["op"]]
@@ -153,6 +160,25 @@ class Spawner:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _on_end(self) -> None:
+        """The engine has left, or its process has ended."""
+        self._open = False
+        self.unwatch(self.control.fileno())
+        self.unwatch(self._engine)
+        for task in list(self.tasks):
+            task.doom()
+        for unpacking in self.unpackings:
+            unpacking.end()
+
+    def _sweep_store(self) -> None:
+        """Remove what a crashed engine was making in the store; its locks end with its process."""
+        poll = select.poll()
+        poll.register(self._engine, select.POLLIN)
+        poll.poll(ENGINE_END)
+        from crungo.runtime.crashes import sweep
+
+        sweep(self.root)
 
     def _sweep(self) -> None:
         """Remove what owners that were killed, together with their spawner, have left."""
@@ -199,8 +225,10 @@ class Task:
         """
         ours, theirs = wire.pair()
         self.status, status = os.pipe2(os.O_CLOEXEC)
+        spawner = os.getpid()
 
         def body() -> None:
+            syscalls.end_with_parent(spawner)  # nobody would own what it makes
             child.arrange([*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]])
             report = _socket.socket(fileno=child.REPORT_FD)
             try:
@@ -455,6 +483,17 @@ def _load_handlers(places: Places) -> Handlers:
         return Handlers(folder)
     finally:
         remove_tree(folder)
+
+
+def _peer(sock: _socket.socket) -> int:
+    """A pidfd of the process on the other side, or of one that is known to have ended."""
+    pid = int.from_bytes(sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        os.close(writer)  # readable for ever
+        return reader
 
 
 def _exec_failure(data: bytes) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "MS_SLAVE",
     "RESOLVE_IN_ROOT",
     "close_range",
+    "end_with_parent",
     "mount",
     "openat2",
     "send_signal",
@@ -44,6 +45,7 @@ MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 8192, 16384, 1 << 18, 1 <
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 FD_MAX = 0xFFFFFFFF
+PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 
 def unshare(flags: int) -> None:
@@ -86,6 +88,13 @@ def close_range(first: int, last: int = FD_MAX) -> None:
 def set_child_subreaper() -> None:
     """Become the parent of orphaned descendants."""
     _check(lib.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def end_with_parent(parent: int) -> None:
+    """Be killed when the parent, of this process id, ends, also if it has already."""
+    _check(lib.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def set_name(name: str) -> None:

@@ -6,15 +6,16 @@ import ctypes
 import os
 import select
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Watch", "wait_for_exit"]
+__all__ = ["Watch", "wait_for_exit", "wait_until"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-IN_MOVED_FROM, IN_DELETE, IN_DELETE_SELF = 0x40, 0x200, 0x400
+IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400
+_ENTRIES = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_DELETE_SELF
 IN_CLOEXEC, IN_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 
 
@@ -73,6 +74,38 @@ class Watch:
         for folder in folders:
             # A folder that is gone has taken the path with it.
             _libc.inotify_add_watch(descriptor, os.fsencode(folder), IN_MOVED_FROM | IN_DELETE | IN_DELETE_SELF)
+
+
+def wait_until(
+    condition: Callable[[], bool], *, folders: Iterable[str | os.PathLike[str]], seconds: float = 10
+) -> None:
+    """Wait until a condition that depends on what these folders list is true; AssertionError when it never is.
+
+    Folders that do not exist yet are waited for in the nearest one above that does.
+    """
+    places = [os.path.abspath(folder) for folder in folders]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        descriptor = _watch_entries(places)
+        try:
+            if condition():  # it became true before the watches were there
+                return
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(max(0, (deadline - time.monotonic()) * 1000)):
+                raise AssertionError(f"did not happen within {seconds} s in {', '.join(places)}")
+        finally:
+            os.close(descriptor)
+
+
+def _watch_entries(folders: Iterable[str]) -> int:
+    """A descriptor that is readable as soon as one of the folders, or the nearest one above, gets or loses an entry."""
+    descriptor: int = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+    for folder in folders:
+        place = folder
+        while _libc.inotify_add_watch(descriptor, os.fsencode(place), _ENTRIES) < 0 and place != "/":
+            place = os.path.dirname(place)
+    return descriptor
 
 
 def wait_for_exit(pid: int, seconds: float) -> bool:
