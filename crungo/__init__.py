@@ -20,23 +20,79 @@ if TYPE_CHECKING:
     from crungo.config import Ulimit as Ulimit
     from crungo.containers import Container as Container
     from crungo.engine import Engine as Engine
+    from crungo.errors import AuthenticationError as AuthenticationError
+    from crungo.errors import CommandFailed as CommandFailed
+    from crungo.errors import CommandNotExecutable as CommandNotExecutable
+    from crungo.errors import CommandNotFound as CommandNotFound
+    from crungo.errors import ContainerError as ContainerError
     from crungo.errors import CrungoError as CrungoError
+    from crungo.errors import DigestMismatch as DigestMismatch
+    from crungo.errors import FileError as FileError
+    from crungo.errors import HostError as HostError
+    from crungo.errors import ImageError as ImageError
+    from crungo.errors import ImageInUse as ImageInUse
+    from crungo.errors import ImageNotFound as ImageNotFound
+    from crungo.errors import ImageNotKnown as ImageNotKnown
+    from crungo.errors import InvalidReference as InvalidReference
+    from crungo.errors import LayerError as LayerError
+    from crungo.errors import LibcrunError as LibcrunError
+    from crungo.errors import NameInUse as NameInUse
+    from crungo.errors import NoSuchContainer as NoSuchContainer
+    from crungo.errors import NotRunning as NotRunning
+    from crungo.errors import RegistryError as RegistryError
+    from crungo.errors import SpawnerDied as SpawnerDied
+    from crungo.errors import StoreError as StoreError
+    from crungo.errors import UsageError as UsageError
+    from crungo.fields import configure as configure
+    from crungo.io.output import Output as Output
+    from crungo.pool import Pool as Pool
     from crungo.process import Completed as Completed
     from crungo.process import Process as Process
+    from crungo.runtime.stats import Stats as Stats
+    from crungo.shortcuts import container as container
+    from crungo.shortcuts import run as run
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AuthenticationError": "crungo.errors",
+    "CommandFailed": "crungo.errors",
+    "CommandNotExecutable": "crungo.errors",
+    "CommandNotFound": "crungo.errors",
     "Completed": "crungo.process",
     "Container": "crungo.containers",
     "ContainerConfig": "crungo.config",
+    "ContainerError": "crungo.errors",
     "CrungoError": "crungo.errors",
     "Device": "crungo.config",
+    "DigestMismatch": "crungo.errors",
     "Engine": "crungo.engine",
     "ExecConfig": "crungo.config",
+    "FileError": "crungo.errors",
+    "HostError": "crungo.errors",
+    "ImageError": "crungo.errors",
+    "ImageInUse": "crungo.errors",
+    "ImageNotFound": "crungo.errors",
+    "ImageNotKnown": "crungo.errors",
+    "InvalidReference": "crungo.errors",
+    "LayerError": "crungo.errors",
+    "LibcrunError": "crungo.errors",
     "Mount": "crungo.config",
+    "NameInUse": "crungo.errors",
+    "NoSuchContainer": "crungo.errors",
+    "NotRunning": "crungo.errors",
+    "Output": "crungo.io.output",
+    "Pool": "crungo.pool",
     "Process": "crungo.process",
+    "RegistryError": "crungo.errors",
+    "SpawnerDied": "crungo.errors",
+    "Stats": "crungo.runtime.stats",
+    "StoreError": "crungo.errors",
     "Ulimit": "crungo.config",
+    "UsageError": "crungo.errors",
+    "configure": "crungo.fields",
+    "container": "crungo.shortcuts",
+    "run": "crungo.shortcuts",
 }
 
 __all__ = [  # noqa: PLE0604 - the names of the table, each found by __getattr__
