@@ -14,7 +14,7 @@ import zstandard
 
 from tests.support import tarballs
 from tests.support.tarballs import Entry, archive, directory, hard_link, symlink
-from tests.support.unpacking import Seen, survey, unpack_bytes, unpack_entries
+from tests.support.unpacking import Seen, accepted, survey, unpack_bytes, unpack_entries
 
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service+ep, revision 2
 
@@ -389,3 +389,18 @@ def test_times_of_directories_that_were_replaced(tmp_path: Path) -> None:
         symlink(b"gone", b"d"),
     )
     assert (seen[b"d"].mtime, seen[b"d/e"].mtime) == (4 * 10**9, 5 * 10**9)
+
+
+def test_what_no_entry_speaks_of_has_a_time_of_the_archive(tmp_path: Path) -> None:
+    """Unpacking an archive again gives the same tree: also the directories that it leaves out, and whiteouts."""
+    entries = [Entry(name=b"a/b/f", mtime=7), Entry(name=b"a/c/.wh.x", mtime=8), Entry(name=b"late/f", mtime=9)]
+    entries.append(directory(b"late", mtime=10))
+    seen = unpack_entries(tmp_path, *entries)
+    times = {name: found.mtime // 10**9 for name, found in seen.items()}
+    assert times == {b".": 7, b"a": 7, b"a/b": 7, b"a/b/f": 7, b"a/c": 8, b"a/c/x": 8, b"late": 10, b"late/f": 9}
+
+
+@pytest.mark.parametrize("blob", [b"", archive()])
+def test_an_empty_layer_has_no_time(tmp_path: Path, blob: bytes) -> None:
+    accepted(unpack_bytes(blob, tmp_path / "layer"))
+    assert survey(tmp_path / "layer")[b"."].mtime == 0

@@ -222,7 +222,11 @@ make_whiteout (struct unpacker *u, struct place *place, const char *hidden)
   if (hidden[0] == '\0' || strcmp (hidden, ".") == 0 || strcmp (hidden, "..") == 0)
     return fail (u, 0, "it is a whiteout of nothing");
   if (mknodat (parent, hidden, S_IFCHR, makedev (0, 0)) == 0)
-    return 0;
+    {
+      struct timespec times[2]; /* nobody sees them, but unpacking again must give the same */
+      both_times (u->entry, times);
+      return utimensat (parent, hidden, times, AT_SYMLINK_NOFOLLOW) < 0 ? fail_errno (u, "its times") : 0;
+    }
   if (errno != EEXIST || fstatat (parent, hidden, &status, AT_SYMLINK_NOFOLLOW) < 0)
     return fail_errno (u, "creating the whiteout");
   if (S_ISDIR (status.st_mode) && make_opaque (&u->tree, parent, hidden) < 0)
@@ -334,6 +338,15 @@ harmless (struct archive *archive)
   return text != NULL && strstr (text, "converted from") != NULL;
 }
 
+/* The root has the time of the first entry, or of its own. */
+static int
+keep_root_time (struct unpacker *u, struct archive_entry *entry)
+{
+  struct stat status;
+
+  return fstat (u->tree.root, &status) < 0 ? fail_errno (u, "its status") : keep_time (u, entry, "", status.st_ino);
+}
+
 static int
 extract_all (struct unpacker *u, struct archive_entry *entry)
 {
@@ -349,7 +362,8 @@ extract_all (struct unpacker *u, struct archive_entry *entry)
             snprintf (u->result->name, sizeof (u->result->name), "%s", archive_entry_pathname (entry));
           return fail (u, 0, "%s", archive_error_string (u->archive) ?: "the archive is damaged");
         }
-      u->result->entries++;
+      if (u->result->entries++ == 0 && keep_root_time (u, entry) < 0)
+        return -1;
       if (extract (u, entry) < 0)
         return -1;
     }
@@ -364,7 +378,8 @@ crungo_unpack (int root, int user_xattrs, ssize_t (*read) (void *context, const 
   int status = -1;
 
   memset (result, 0, sizeof (*result));
-  tree_start (&u.tree, root, user_xattrs);
+  u.entry = entry;
+  tree_start (&u.tree, root, user_xattrs, keep_implied_time, &u);
   u.archive = archive_read_new ();
   /* In a UTF-8 locale libarchive would normalise names: "e" and an accent would become one character. */
   locale_t bytes = newlocale (LC_ALL_MASK, "C", (locale_t) 0);
@@ -386,6 +401,8 @@ crungo_unpack (int root, int user_xattrs, ssize_t (*read) (void *context, const 
       u.archive = NULL;
       uselocale (before);
     }
+  if (status == 0 && result->entries == 0 && utimensat (root, ".", (struct timespec[2]) { { 0 }, { 0 } }, 0) < 0)
+    status = fail_errno (&u, "the time of its root");
   if (bytes != (locale_t) 0)
     freelocale (bytes);
   if (u.archive != NULL)

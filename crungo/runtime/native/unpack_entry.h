@@ -16,6 +16,7 @@ struct unpacker
 {
   struct tree tree;
   struct archive *archive;
+  struct archive_entry *entry; /* the one that is being made */
   struct crungo_unpack_result *result;
   ssize_t (*read) (void *context, const void **block);
   void *context;
@@ -255,6 +256,16 @@ keep_time (struct unpacker *u, struct archive_entry *entry, const char *path, in
   memcpy (u->last_time, path, length + 1);
   u->times_size = need;
   return 0;
+}
+
+/* A directory that no entry spoke of: it has the time of the entry that it was made for, so that unpacking an archive
+   twice gives the same. An entry of its own, should one follow, has the last word. */
+static int
+keep_implied_time (void *context, const char *path, ino_t inode)
+{
+  struct unpacker *u = context;
+
+  return keep_time (u, u->entry, path, inode);
 }
 
 /* Set the times of directories, in the archive's order, so that the last entry of a name wins. A directory that was

@@ -39,6 +39,9 @@ struct tree
   int root;
   const char *opaque; /* the extended attribute that hides what is below a directory */
   bool stale;         /* a directory or link went away: the cache is dropped before it is used again */
+  /* Told of each directory that is made because something is to be put into it; below zero stops the work. */
+  int (*implied) (void *context, const char *canonical, ino_t inode);
+  void *context;
   uint64_t clock;
   struct tree_directory cache[TREE_CACHE];
 };
@@ -60,10 +63,12 @@ tree_open (const struct tree *tree, const char *path, int flags)
 }
 
 static void
-tree_start (struct tree *tree, int root, bool user_xattrs)
+tree_start (struct tree *tree, int root, bool user_xattrs, int (*implied) (void *, const char *, ino_t), void *context)
 {
   memset (tree, 0, sizeof (*tree));
   tree->root = root;
+  tree->implied = implied;
+  tree->context = context;
   tree->opaque = user_xattrs ? "user.overlay.opaque" : "trusted.overlay.opaque";
   for (int i = 0; i < TREE_CACHE; i++)
     tree->cache[i].fd = -1;
@@ -278,10 +283,11 @@ put_before (char pending[TREE_PATH], size_t skip, const char *target, size_t len
   return true;
 }
 
-/* One component below `fd`: open it, or make it. Returns a descriptor, and its status. */
+/* One component below `fd`: open it, or make it, and then `*made`. Returns a descriptor, and its status. */
 static int
-enter (struct tree *tree, int fd, const char *name, bool create, struct stat *status)
+enter (struct tree *tree, int fd, const char *name, bool create, struct stat *status, bool *made)
 {
+  *made = false;
   int next = openat (fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
   if (next >= 0 && fstat (next, status) == 0 && ! is_whiteout (status))
     return next;
@@ -303,6 +309,7 @@ enter (struct tree *tree, int fd, const char *name, bool create, struct stat *st
       close (next);
       return -1;
     }
+  *made = true;
   return next;
 }
 
@@ -325,6 +332,7 @@ walk (struct tree *tree, const char *path, size_t length, bool create, char cano
       size_t size = (size_t) (end - pending);
       char name[NAME_MAX + 1];
       struct stat status;
+      bool made;
       int next;
 
       if (size > NAME_MAX)
@@ -348,7 +356,7 @@ walk (struct tree *tree, const char *path, size_t length, bool create, char cano
       else
         {
           size_t used = strlen (canonical);
-          next = enter (tree, fd, name, create, &status);
+          next = enter (tree, fd, name, create, &status, &made);
           if (next >= 0 && S_ISLNK (status.st_mode))
             {
               ssize_t got = readlinkat (next, "", target, sizeof (target));
@@ -375,6 +383,11 @@ walk (struct tree *tree, const char *path, size_t length, bool create, char cano
             }
           if (next >= 0)
             snprintf (canonical + used, TREE_PATH - used, "%s%s", used ? "/" : "", name);
+          if (next >= 0 && made && tree->implied (tree->context, canonical, status.st_ino) < 0)
+            {
+              close (next);
+              next = -1;
+            }
         }
       if (next < 0)
         break;
