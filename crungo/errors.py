@@ -93,13 +93,14 @@ class RegistryError(CrungoError):
     """A registry answered wrongly, refused, or could not be reached.
 
     ``status`` is the HTTP status, where there was an answer at all; ``retry_after`` the seconds that the registry asks
-    to be left alone for, where it said so.
+    to be left alone for, where it said so; ``retried``: it has been asked as often as it is worth.
     """
 
     def __init__(self, message: str, *, status: int | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.status = status
         self.retry_after: float | None = None
+        self.retried = False
 
 
 class AuthenticationError(RegistryError):

@@ -65,7 +65,7 @@ class Backoff:
         Raises:
             RegistryError: ``error`` itself, when it will not pass by itself or has passed its last retry.
         """
-        if self.failures >= self.policy.retries or not is_transient(error):
+        if error.retried or self.failures >= self.policy.retries or not is_transient(error):
             raise error
         seconds = self.policy.wait(self.failures, retry_after=error.retry_after, uniform=self.uniform())
         self.failures += 1

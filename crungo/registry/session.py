@@ -102,6 +102,8 @@ class Session:
             try:
                 await backoff.again(passing)
             except RegistryError:
+                if isinstance(reported, RegistryError):
+                    reported.retried = True  # who receives a blob has tries of its own, and would multiply these
                 raise reported from reported.__cause__
             places = transient
 

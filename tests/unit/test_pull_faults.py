@@ -100,6 +100,18 @@ async def test_gives_up_after_retries(registry: FakeRegistry, client: RegistryCl
     assert leftovers(store) == []
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_tries_do_not_multiply(
+    status: int, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(1000)
+    text = registry.add(source)
+    registry.faults = on(source, lambda _: Fault(status=status))
+    with pytest.raises(RegistryError, match=str(status)):
+        await get(text, make_store(tmp_path), client)
+    assert len(registry.requests(source.document["layers"][0]["digest"])) == 1 + QUICK.retries
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 async def test_transient_answers(status: int, registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     source = layered(1000)
@@ -150,9 +162,7 @@ async def test_large_layer_without_ranges(registry: FakeRegistry, client: Regist
 
 
 @pytest.mark.usefixtures("small_segments")
-async def test_further_connections_may_be_refused(
-    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
+async def test_further_connections_may_be_refused(registry: FakeRegistry, tmp_path: Path) -> None:
     source = layered(2_000_000)
     text = registry.add(source)
     served = threading.Semaphore(1)
@@ -165,7 +175,9 @@ async def test_further_connections_may_be_refused(
         return Fault(pause=0.03)
 
     registry.faults = on(source, fault)
-    image = await get(text, make_store(tmp_path), client, retry=RetryPolicy(retries=50, delay=0.01))
+    often = RetryPolicy(retries=50, delay=0.01)
+    async with RegistryClient(hosts=Hosts(), certificates=(), retry=often) as client:
+        image = await get(text, make_store(tmp_path), client, retry=often)
     assert image.digest == source.digest
 
 
