@@ -32,6 +32,7 @@ class Selection:
 
     def __init__(self, tests: Sequence[Test], patterns: Sequence[str]) -> None:
         self._tests = tests
+        self._whole = frozenset(patterns)
         self._patterns = [re.compile(_glob(pattern)) for pattern in patterns]
 
     def names(self, image: Image) -> tuple[Reference, ...] | None:
@@ -47,8 +48,12 @@ class Selection:
         return self.names(image) is not None
 
     def _matches(self, name: Reference) -> bool:
-        spellings = (name.familiar, name.familiar_name, str(name), name.name)
-        return any(pattern.fullmatch(text) for pattern in self._patterns for text in spellings)
+        # Stars are for names as they are shown; the canonical spelling is good for being named in full.
+        if not self._whole.isdisjoint((str(name), name.name)):
+            return True
+        return any(
+            pattern.fullmatch(text) for pattern in self._patterns for text in (name.familiar, name.familiar_name)
+        )
 
 
 def select(

@@ -14,8 +14,10 @@ from crungo.parsing.values import parse_duration, parse_int
 if TYPE_CHECKING:
     from crungo.cli.flags import Context, Parsed
     from crungo.config import PullPolicy
+    from crungo.image.reference import Reference
+    from crungo.image.store import Image
 
-__all__ = ["VERB", "PullOptions", "call", "to_options"]
+__all__ = ["VERB", "PullOptions", "answer", "call", "to_options"]
 
 VERB = Verb(
     name="pull",
@@ -84,6 +86,12 @@ def to_options(parsed: Parsed) -> PullOptions:
 def call(parsed: Parsed, context: Context) -> int:
     """Pull; returns the exit code."""
     options = to_options(parsed)
+    here = _here(options, context)
+    if here.keys() >= set(options.images):
+        from crungo.cli.output import emit
+
+        emit("".join(f"{here[name]}\n" for name in options.images))
+        return 0
     spawner = None
     if os.geteuid() == 0:
         from crungo.runtime.requests import SpawnerProcess
@@ -92,4 +100,31 @@ def call(parsed: Parsed, context: Context) -> int:
         spawner = SpawnerProcess.start(context.roots)
     from crungo.cli.pulling import execute
 
-    return execute(options, context, spawner)
+    return execute(options, context, spawner, here)
+
+
+def answer(options: PullOptions, reference: Reference, image: Image, *, changed: bool) -> str:
+    """What is printed of an image that is in the store now."""
+    if options.quiet:
+        return image.target
+    status = "Downloaded newer image for" if changed else "Image is up to date for"
+    return f"Digest: {image.target}\nStatus: {status} {reference.familiar}\n{reference}"
+
+
+def _here(options: PullOptions, context: Context) -> dict[str, str]:
+    """The answers about images for which no registry is to be asked, by name."""
+    if options.policy not in ("missing", "never") or options.all_tags:
+        return {}
+    from crungo.image.platform import Platform
+    from crungo.image.reference import Reference
+    from crungo.image.store import Store
+    from crungo.images import local
+
+    store = Store(context.roots)
+    platform = None if options.platform is None else Platform.parse(options.platform)
+    found = {}
+    for name in options.images:
+        image = local(name, store, platform)
+        if image is not None:
+            found[name] = answer(options, Reference.parse(name), image, changed=False)
+    return found

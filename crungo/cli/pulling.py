@@ -18,19 +18,20 @@ from anyio import to_thread
 from crungo.cli.messages import report
 from crungo.cli.output import emit
 from crungo.cli.progress import pull_progress
+from crungo.cli.pull import answer
 from crungo.engine import Engine
 from crungo.errors import CrungoError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
-from crungo.images import local
 from crungo.registry.groups import single_failure
 from crungo.registry.progress import ImageDone
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from crungo.cli.flags import Context
     from crungo.cli.progress import PullProgress
     from crungo.cli.pull import PullOptions
-    from crungo.image.store import Image
     from crungo.registry.client import RegistryClient
     from crungo.registry.progress import Progress, ProgressEvent
     from crungo.registry.retry import RetryPolicy
@@ -44,15 +45,15 @@ IMAGES_AT_ONCE = 3
 STDERR = 2
 
 
-def execute(options: PullOptions, context: Context, spawner: SpawnerProcess | None) -> int:
-    """Pull all images; what fails is told, and keeps none of the others."""
-    return anyio.run(_run, options, context, spawner)
+def execute(options: PullOptions, context: Context, spawner: SpawnerProcess | None, here: Mapping[str, str]) -> int:
+    """Pull all images but those that ``here`` has an answer for; what fails is told, and keeps none of the others."""
+    return anyio.run(_run, options, context, spawner, here)
 
 
-async def _run(options: PullOptions, context: Context, spawner: SpawnerProcess | None) -> int:
+async def _run(options: PullOptions, context: Context, spawner: SpawnerProcess | None, here: Mapping[str, str]) -> int:
     with pull_progress(STDERR) as progress:
         async with Engine(root=context.roots.root, run=context.roots.run, spawner=spawner) as engine:
-            work = _Work(options, engine, None if options.quiet else progress)
+            work = _Work(options, engine, None if options.quiet else progress, here)
             with single_failure():
                 async with anyio.create_task_group() as group:
                     group.start_soon(progress.keep_fresh)
@@ -63,28 +64,25 @@ async def _run(options: PullOptions, context: Context, spawner: SpawnerProcess |
 
 
 class _Work:
-    def __init__(self, options: PullOptions, engine: Engine, progress: PullProgress | None) -> None:
+    def __init__(
+        self, options: PullOptions, engine: Engine, progress: PullProgress | None, here: Mapping[str, str]
+    ) -> None:
         self._options = options
         self._engine = engine
         self._progress = progress
         self._platform = None if options.platform is None else Platform.parse(options.platform)
-        self._results: dict[str, str | CrungoError] = {}  # by name, in the order of the command line
+        # By name, in the order of the command line.
+        self._results: dict[str, str | CrungoError] = {name: here[name] for name in options.images if name in here}
         self._places = anyio.Semaphore(IMAGES_AT_ONCE)
 
     async def run(self) -> None:
         """Pull what is to be pulled."""
-        options = self._options
-        missing = list(options.images)
-        if options.policy in ("missing", "never") and not options.all_tags:
-            missing = [name for name in missing if not self._is_here(name)]
-        if not missing:
-            return
-        # httpx and what comes with it: only for those who need a registry.
         from crungo.registry.authfiles import Credentials
         from crungo.registry.client import RegistryClient
         from crungo.registry.hostfiles import load_hosts
         from crungo.registry.retry import RetryPolicy
 
+        options = self._options
         hosts = await to_thread.run_sync(load_hosts)
         retry = RetryPolicy(retries=options.retry, delay=options.retry_delay)
         credentials = Credentials((options.authfile,)) if options.authfile else None
@@ -92,7 +90,9 @@ class _Work:
             RegistryClient(hosts=hosts, retry=retry, credentials=credentials) as client,
             anyio.create_task_group() as group,
         ):
-            for name in missing:
+            for name in options.images:
+                if name in self._results:
+                    continue
                 reference = Reference.parse(hosts.expand(name))
                 start = self._every_tag if options.all_tags else self._one
                 group.start_soon(start, name, reference, client, retry)
@@ -107,12 +107,6 @@ class _Work:
                 code = max(code, report(result, verb="pull", debug=debug))
         return code
 
-    def _is_here(self, name: str) -> bool:
-        image = local(name, self._engine.store, self._platform)
-        if image is not None:
-            self._results[name] = self._answer(Reference.parse(name), image, changed=False)
-        return image is not None
-
     async def _every_tag(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
         try:
             tags = await client.tags(reference)
@@ -125,7 +119,6 @@ class _Work:
                 group.start_soon(self._one, f"{name}:{tag}", reference.with_tag(tag), client, retry)
 
     async def _one(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
-
         self._results.setdefault(name, "")  # its place among the answers
         async with self._places:
             with nullcontext() if self._progress is None else self._progress.follow() as show:
@@ -158,10 +151,4 @@ class _Work:
             progress=take,
             retry=retry,
         )
-        return self._answer(reference, image, changed=changed)
-
-    def _answer(self, reference: Reference, image: Image, *, changed: bool) -> str:
-        if self._options.quiet:
-            return image.target
-        status = "Downloaded newer image for" if changed else "Image is up to date for"
-        return f"Digest: {image.target}\nStatus: {status} {reference.familiar}\n{reference}"
+        return answer(self._options, reference, image, changed=changed)

@@ -89,5 +89,5 @@ def _show_images(used: Usage) -> None:
         for row in used.images
         for cells in images.rows(row.image, row.image.references, now)
     ]
-    emit("Images space usage:\n")
+    emit("Images space usage:\n\n")
     show(rows, VERBOSE, images.TITLES)

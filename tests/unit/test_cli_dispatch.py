@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,19 @@ def crungo(*words: str, environ: dict[str, str] | None = None) -> subprocess.Com
         (["run", "-it"], "missing argument IMAGE: crungo run needs at least 1", "run"),
         (["run", "--xyzzy", "x"], "unknown flag: --xyzzy", "run"),
         (["run", "-m", "5q", "x"], None, "run"),
+        (["image", "prnue"], '"image prnue" is not a crungo command\nhint: did you mean image prune?', "image"),
+        (["image", "rm"], "missing argument IMAGE: crungo image rm needs at least 1", "image rm"),
+        (["image", "ls", "-x"], "unknown shorthand flag: -x in -x", "image ls"),
+        (["tag", "x"], "missing argument TARGET: crungo tag needs at least 2", "tag"),
+        (["system", "df", "x"], "too many arguments: crungo system df takes none", "system df"),
+        (["images", "--format", "{{.Nope}}"], 'template "{{.Nope}}": there is no field Nope', "images"),
+        (["images", "-f", "x=y"], None, "images"),
+        (["inspect", "-f", "{{", "x"], 'template "{{": an action is not closed', "inspect"),
+        (["pull", "x", "A/b"], None, "pull"),
+        (["pull", "-a", "x:y"], "--all-tags: the name may have no tag and no digest", "pull"),
+        (["pull", "--retry", "-1", "x"], 'invalid value "-1" for --retry: too small; the least is 0', "pull"),
+        (["login", "-u", "me", "a/b://"], None, "login"),
+        (["login", "--password-stdin", "x.y"], "--password-stdin needs --username", "login"),
     ],
 )
 def test_usage_errors(
@@ -92,7 +106,30 @@ def test_help_names_every_flag_within_eighty_columns() -> None:
     everything = crungo()
     assert everything.returncode == 0
     for name in dispatch.VERBS:
-        assert name in everything.stdout
+        assert name.partition(" ")[0] in everything.stdout
+
+
+@pytest.mark.parametrize("group", dispatch.GROUPS)
+def test_a_group_lists_its_verbs(group: str) -> None:
+    done = crungo(group)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == crungo(group, "--help").stdout
+    assert dispatch.GROUPS[group] in done.stdout
+    verbs = [name for name in dispatch.VERBS if name.startswith(f"{group} ")]
+    assert verbs
+    for name in verbs:
+        assert f"│ {name.partition(' ')[2]} " in done.stdout
+    assert f"Usage: crungo {verbs[0]} " in crungo(*verbs[0].split(), "--help").stdout
+
+
+def test_every_verb_is_described() -> None:
+    for name in dispatch.VERBS:
+        verb = dispatch.load(name).VERB
+        assert verb.summary[0].isupper()
+        assert not verb.summary.endswith(".")
+        assert verb.description.endswith(".")
+        assert all(flag.help.endswith((".", ")")) for flag in verb.flags)
+        assert all(argument.name.lower().isidentifier() for argument in verb.arguments)
 
 
 def test_version_and_completion() -> None:
@@ -119,14 +156,38 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert done.returncode in (0, 120, 141)
 
 
-@pytest.mark.parametrize("words", [["run", "-m", "5q", "x"], ["--version"], ["nope"]])
-def test_reading_a_line_imports_nothing_heavy(words: list[str]) -> None:
+def imported(heavy: set[str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process that fails when it imports one of these."""
     code = (
-        "import sys; from crungo.cli.dispatch import main; main(sys.argv[1:]);"
-        "heavy = {'typer', 'rich', 'httpx', 'anyio', 'asyncio', 'pydantic', 'cffi', 'aiofiles'} & set(sys.modules);"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "import sys; from crungo.cli.dispatch import main; heavy = set(sys.argv.pop(1).split()); main(sys.argv[1:]);"
+        "heavy &= set(sys.modules); sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", code, " ".join(heavy), *words], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("words", [["run", "-m", "5q", "x"], ["--version"], ["nope"], ["image", "rm"]])
+def test_reading_a_line_imports_nothing_heavy(words: list[str]) -> None:
+    done = imported({"typer", "rich", "httpx", "anyio", "asyncio", "pydantic", "cffi", "aiofiles"}, *words)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["images"],
+        ["images", "--format", "{{.ID}}"],
+        ["inspect", "x"],
+        ["rmi", "x"],
+        ["tag", "x", "y"],
+        ["system", "df"],
+        ["image", "prune", "-f"],
+        ["pull", "--policy", "missing"],
+    ],
+)
+def test_verbs_without_a_network_import_none(words: list[str], tmp_path: Path) -> None:
+    done = imported({"typer", "rich", "httpx", "ssl", "asyncio", "cffi", "ctypes"}, "--root", str(tmp_path), *words)
     assert done.returncode == 0, done.stderr
 
 
