@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from crungo.errors import SpawnerDied as SpawnerDied
     from crungo.errors import StoreError as StoreError
     from crungo.errors import UsageError as UsageError
-    from crungo.fields import configure as configure
     from crungo.io.output import Output as Output
     from crungo.pool import Pool as Pool
     from crungo.process import Completed as Completed
     from crungo.process import Process as Process
     from crungo.runtime.stats import Stats as Stats
+    from crungo.shortcuts import configure as configure
     from crungo.shortcuts import container as container
     from crungo.shortcuts import run as run
 
@@ -90,7 +90,7 @@ _PLACES = {
     "StoreError": "crungo.errors",
     "Ulimit": "crungo.config",
     "UsageError": "crungo.errors",
-    "configure": "crungo.fields",
+    "configure": "crungo.shortcuts",
     "container": "crungo.shortcuts",
     "run": "crungo.shortcuts",
 }

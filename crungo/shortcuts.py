@@ -1,6 +1,6 @@
-"""``crungo.run`` and ``crungo.container``: one container, with an engine of its own for the one call.
+"""``crungo.run`` and ``crungo.container``: one container, with an engine of its own for the one call; for scripts.
 
-For scripts. Whoever makes several containers enters an :class:`crungo.Engine` once and saves the start of its helper
+Whoever makes several containers enters an :class:`crungo.Engine` once and saves the start of its helper
 process, some tens of milliseconds, for each of them.
 """
 
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from crungo.engine import Engine
+from crungo.fields import configure as configured
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -20,7 +21,20 @@ if TYPE_CHECKING:
     from crungo.fields import ContainerFields
     from crungo.process import Completed
 
-__all__ = ["container", "run"]
+__all__ = ["configure", "container", "run"]
+
+
+def configure(
+    image: str | ContainerConfig, command: Sequence[str] | None = None, **fields: Unpack[ContainerFields]
+) -> ContainerConfig:
+    """A configuration, to be given to calls in place of an image: checked once, used as often as wanted.
+
+    ``image`` may be a configuration itself, of which a changed copy is made.
+
+    Raises:
+        UsageError: an unknown keyword, or a value that is malformed or of a wrong type.
+    """
+    return configured(image, command, fields)
 
 
 async def run(
