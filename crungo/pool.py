@@ -78,8 +78,9 @@ class Pool:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(self, *exc_info: Any) -> bool | None:
-        return await self._stack.__aexit__(*exc_info)
+    async def __aexit__(self, *exc_info: object) -> None:
+        # Without the block's exception: the task group below would wrap it.
+        await self._stack.aclose()
 
     @asynccontextmanager
     async def container(
@@ -95,12 +96,13 @@ class Pool:
         ``env`` is added to the environment of the configuration. Raises CommandNotFound or CommandNotExecutable when
         the command cannot be started, and what a container of this configuration cannot be made for.
         """
-        data = self._encoded(command, env or {}, workdir)
         ready = await self._receive.receive()
+        if not isinstance(ready, _Ready):
+            self._group.start_soon(self._add)
+            raise ready
         try:
-            if not isinstance(ready, _Ready):
-                raise ready
             try:
+                data = self._encoded(ready.container.traits.process, command, env or {}, workdir)
                 if not stdin:
                     os.close(ready.container.stdio.take("stdin"))
                 await _write(ready.command, data)
@@ -109,8 +111,7 @@ class Pool:
                 self._group.start_soon(self._add)  # its successor; not earlier: that would slow this one down
             yield ready.container
         finally:
-            if isinstance(ready, _Ready):
-                await ready.aclose()
+            await ready.aclose()
 
     async def run(
         self,
@@ -126,13 +127,15 @@ class Pool:
         container = self.container(command, env=env, workdir=workdir, stdin=input is not None)
         return await run_to_end(container, input=input, timeout=timeout, check=check)
 
-    def _encoded(self, command: Sequence[str], env: Mapping[str, str], workdir: str | None) -> bytes:
+    def _encoded(
+        self, process: Mapping[str, Any], command: Sequence[str], env: Mapping[str, str], workdir: str | None
+    ) -> bytes:
         """The command in the form of native/crun.c: the number of arguments, directory, arguments, environment."""
         config = replace(self._config, command=tuple(command), workdir=workdir or self._config.workdir)
         image = None if self._image is None else self._image.config
         arguments = process_arguments(config, image)
-        variables = {**self._env, **env}
-        parts = [str(len(arguments)), workdir or self._directory, *arguments]
+        variables = {**dict(entry.split("=", 1) for entry in process["env"]), **env}
+        parts = [str(len(arguments)), workdir or process["cwd"], *arguments]
         parts += [f"{name}={value}" for name, value in variables.items()]
         for part in parts:
             if "\0" in part:
@@ -153,9 +156,6 @@ class Pool:
             raise
         finally:
             reader.close()
-        process = container.traits.process
-        self._env = dict(entry.split("=", 1) for entry in process["env"])
-        self._directory = process["cwd"]
         self._send.send_nowait(_Ready(container, writer))
 
     async def _drain(self) -> None:
