@@ -17,23 +17,21 @@ import resource
 import select
 import sys
 
-from crungo.errors import ContainerError
-from crungo.runtime import cgroups, child, freezer, syscalls, wire
+from crungo.runtime import cgroups, child, syscalls, wire
 from crungo.runtime.libcrun import Handlers
-from crungo.runtime.state import Budget, Overrun, Places, remove_tree
+from crungo.runtime.state import Places, remove_tree
+from crungo.runtime.tasks import Container, Execution, Unpacking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from crungo.runtime.state import Claim
+    from crungo.runtime.tasks import Task
 
 __all__ = ["IGNORED", "Spawner"]
 
 SIGKILL, SIGCHLD = 9, 17
-USERS_LIMIT = 1000
-QUICK_ENTRIES = 100
 ENGINE_END = 1000
 """Milliseconds that the process of an engine which left without a word may take to end."""
 IGNORED = (1, 2, 3, 13, 15, 25)
@@ -189,289 +187,6 @@ class Spawner:
         self.fork(lambda: child.remove(claim), lambda _code: claim.release())
 
 
-class Task:
-    """What a container and an execution have in common: a channel, a process, an exit.
-
-    creating ─► created ─► started ─► exited ─► gone, with an end from every state.
-    """
-
-    def __init__(self, spawner: Spawner, channel: _socket.socket) -> None:
-        self.spawner = spawner
-        self.channel = channel
-        self.pid = 0
-        self.pidfd = -1
-        self.report: _socket.socket | None = None
-        self.status = -1  # our end of the pipe on which a failed exec is told
-        self.doomed = False
-        self.working = True  # a child is at work for this task
-        self.failed = False
-        spawner.tasks.add(self)
-        spawner.watch(channel.fileno(), self._on_channel)
-
-    def tell(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        wire.send(self.channel, message, fds)
-
-    def doom(self) -> None:
-        """The owner is gone, or wants it gone."""
-        self.doomed = True
-        self.spawner.unwatch(self.channel.fileno())
-        self._kill()
-        self._settle()
-
-    def launch(self, work: Callable[[_socket.socket], None], fds: list[int]) -> None:
-        """Fork the child that makes the process.
-
-        ``fds``: its standard streams, what brings its command (anything where nothing does) and, perhaps, its log.
-        """
-        ours, theirs = wire.pair()
-        self.status, status = os.pipe2(os.O_CLOEXEC)
-        spawner = os.getpid()
-
-        def body() -> None:
-            syscalls.end_with_parent(spawner)  # nobody would own what it makes
-            child.arrange([*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]])
-            report = _socket.socket(fileno=child.REPORT_FD)
-            try:
-                work(report)
-            except BaseException as error:
-                wire.send(report, child.failure(error))
-                raise
-
-        def ended(code: int) -> None:
-            self.read_report()  # what the child said last may still be unread
-            self.spawner.unwatch(ours.fileno())
-            self.report = None
-            ours.close()
-            self.working = False
-            if code and not self.failed:
-                self._fail(child.failure(ContainerError(f"create container: its helper ended with {code}")))
-            if self.failed:
-                self._kill()
-            self._settle()
-
-        try:
-            self.spawner.fork(body, ended)
-            self.report = ours
-            self.spawner.watch(ours.fileno(), self.read_report)
-        finally:
-            theirs.close()
-            os.close(status)
-
-    def read_report(self) -> None:
-        """Take what the child has reported so far."""
-        while self.report is not None and _readable(self.report.fileno()):
-            message, fds = wire.recv(self.report)
-            if message is None:
-                self.spawner.unwatch(self.report.fileno())
-                return
-            if message["event"] == "error":
-                # libcrun does not say why an exec failed; the process that did it has.
-                told = os.read(self.status, 4096) if _readable(self.status) else b""
-                self._fail(_exec_failure(told) if told else message)
-                continue
-            self.pid, self.pidfd = message["pid"], fds[0]
-            self.created(message)
-            self.tell(message, tuple(fds))
-            for fd in fds[1:]:
-                os.close(fd)
-            self.spawner.watch(self.pidfd, self._settle)
-            self.spawner.watch(self.status, self._on_status)
-            if self.doomed:
-                self._kill()
-
-    def _fail(self, message: dict[str, Any]) -> None:
-        self.failed = True
-        self.tell(message)
-
-    def _on_status(self) -> None:
-        """The exec happened (end of file), or failed (errno, and what libcrun said)."""
-        data = os.read(self.status, 4096)
-        self.spawner.close(self.status)
-        self.status = -1
-        if data:
-            self._fail(_exec_failure(data))
-        else:
-            self.tell({"event": "started"})
-
-    def _on_channel(self) -> None:
-        message, fds = wire.recv(self.channel)
-        for fd in fds:
-            os.close(fd)
-        if message is None:
-            self.doom()
-        else:
-            self.command(message)
-
-    def created(self, message: dict[str, Any]) -> None:
-        """The process exists."""
-
-    def command(self, message: dict[str, Any]) -> None:
-        """A request about this task, on its channel."""
-
-    def _kill(self) -> None:
-        if self.pidfd >= 0:
-            try:
-                syscalls.send_signal(self.pidfd, SIGKILL)
-            except ProcessLookupError:
-                pass
-
-    def _settle(self) -> None:
-        """Take the step that the state allows: reap the process, then clean up, then go."""
-        if self.working:
-            return  # init is not our child before the child that made it has ended
-        if self.pidfd >= 0:
-            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
-            if ended is None:
-                return
-            if self.status >= 0 and _readable(self.status):
-                self._on_status()
-            self.spawner.close(self.pidfd)
-            self.pidfd = -1
-            signaled = ended.si_code != os.CLD_EXITED
-            code = 128 + ended.si_status if signaled else ended.si_status
-            self.tell({"event": "exited", "code": code, "signal": ended.si_status if signaled else 0})
-        if self.status >= 0:
-            self.spawner.close(self.status)
-            self.status = -1
-        self.working = True  # for good: nothing follows the clean-up
-        self.clean_up()
-
-    def clean_up(self) -> None:
-        """Remove what the task leaves; ends in :meth:`finish`."""
-        self.finish(None)
-
-    def finish(self, problem: str | None) -> None:
-        """The last word, and the end of the channel."""
-        self.tell({"event": "gone", "problem": problem})
-        self.spawner.unwatch(self.channel.fileno())
-        self.channel.close()
-        self.spawner.tasks.discard(self)
-
-
-class Container(Task):
-    """A container and its init process."""
-
-    def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        self.claim = spawner.places.claim(request["id"], request["name"])
-        super().__init__(spawner, channel)
-        # The files of an image do not change: one look at its users is enough.
-        self.user = None if request["layers"] is None else (*request["layers"], request["user"], *request["groups"])
-        request["numbers"] = spawner.users.get(self.user)
-        self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds)
-
-    def created(self, message: dict[str, Any]) -> None:
-        if self.user is not None and len(self.spawner.users) < USERS_LIMIT:
-            self.spawner.users[self.user] = message["user"]
-
-    def command(self, message: dict[str, Any]) -> None:
-        if message["op"] == "start":
-
-            def ended(code: int) -> None:
-                if code:
-                    self._fail(child.failure(ContainerError("start container: libcrun failed")))
-                    self._kill()
-
-            self.spawner.fork(lambda: child.start(self.claim.places, self.claim.identifier), ended)
-        elif message["op"] == "update":
-            self._update(message["resources"], message["reply"])
-
-    def _update(self, resources: bytes, reply: str) -> None:
-        """Change limits; the child itself replies, by an event of that name."""
-
-        def ended(code: int) -> None:
-            if code and self in self.spawner.tasks:
-                self.tell({"event": reply, "error": child.failure(ContainerError("update container: libcrun failed"))})
-
-        self.spawner.fork(lambda: child.update(self.claim, resources, reply, self.channel), ended)
-
-    def _kill(self) -> None:
-        super()._kill()
-        freezer.thaw(self.claim.identifier)  # a frozen process would not even die
-
-    def clean_up(self) -> None:
-        try:
-            # Most containers leave next to nothing, which is gone in less time than a fork takes.
-            cgroups.remove_empty(self.claim.identifier, self.spawner.hierarchies)
-            self.claim.remove(Budget(QUICK_ENTRIES))
-        except (OSError, Overrun):
-            self.spawner.fork(lambda: child.remove(self.claim), self._removed)
-        else:
-            self._removed(0)
-
-    def _removed(self, code: int) -> None:
-        self.claim.release()
-        self.finish(None if code == 0 else f"container {self.claim.identifier}: not all of it could be removed")
-
-
-class Execution(Task):
-    """A further process in a container; what it started ends with its channel, not with itself."""
-
-    serial = 0
-
-    def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        super().__init__(spawner, channel)
-        Execution.serial += 1
-        self.identifier = request["id"]
-        self.cgroup = f"/exec-{os.getpid()}-{Execution.serial}"
-        self.launch(lambda report: child.execute(request, self.cgroup, spawner.places, spawner.handlers, report), fds)
-
-    def clean_up(self) -> None:
-        if not self.doomed:
-            self.working = False  # `doom` comes here again
-            return
-        self.spawner.fork(
-            lambda: child.end_execution(self.identifier, self.cgroup),
-            lambda code: self.finish(None if code == 0 else "exec: not all that it started could be ended"),
-        )
-
-
-class Unpacking:
-    """One layer's unpacking. Its child alone reads the channel; how the child ended is told here, last.
-
-    The child is not trusted to end: it is killed when the engine's end of the channel closes, or no longer sends.
-    """
-
-    def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        self.spawner = spawner
-        self.channel = channel
-        self.pidfd = -1
-        try:
-            # By its path, hence in our mount namespace: the child clones the mount, which it could of no other.
-            directory = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                self.pidfd = spawner.fork(lambda: self._unpack(fds[0], directory, request["limit"]), self._ended)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            text = f"layer directory: {error.strerror}"
-            wire.send_text(channel, {"event": "error", "message": text, "errno": error.errno or 0})
-            channel.close()
-            return
-        spawner.unpackings.add(self)
-        spawner.watch(channel.fileno(), self.end, select.EPOLLRDHUP)
-
-    def end(self) -> None:
-        """Kill the child."""
-        self.spawner.unwatch(self.channel.fileno())
-        try:
-            syscalls.send_signal(self.pidfd, SIGKILL)
-        except ProcessLookupError:
-            pass
-
-    def _unpack(self, blob: int, directory: int, limit: int) -> None:
-        from crungo.runtime import unpack
-
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        child.arrange([null, null, null, blob, directory, self.channel.fileno()])
-        unpack.run(3, 4, _socket.socket(fileno=5), limit=limit)
-
-    def _ended(self, code: int) -> None:
-        wire.send_text(self.channel, {"event": "ended", "code": code})
-        self.spawner.unwatch(self.channel.fileno())
-        self.channel.close()
-        self.spawner.unpackings.discard(self)
-
-
 def _load_handlers(places: Places) -> Handlers:
     """libcrun loads handler libraries from a folder; ours is the extension module itself."""
     from crungo.runtime import _native
@@ -496,18 +211,5 @@ def _peer(sock: _socket.socket) -> int:
         return reader
 
 
-def _exec_failure(data: bytes) -> dict[str, Any]:
-    """The event for what was told on a status descriptor: errno, and perhaps a text."""
-    number = int.from_bytes(data[:4], sys.byteorder, signed=True)
-    return {"event": "error", "kind": "exec", "errno": number, "message": data[4:].decode(errors="replace")}
-
-
 def _drain(fd: int) -> None:
     os.read(fd, 4096)
-
-
-def _readable(fd: int) -> bool:
-    """Whether a read would not wait; poll, because select cannot take descriptors above 1023."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
