@@ -21,8 +21,9 @@ def measure(roots: Roots) -> tuple[int, int]:
     from crungo.image.trees import tree_size
     from crungo.runtime.state import Places
 
+    places = Places(roots.root, roots.run)
     count = size = 0
-    for claim in Places(roots.root, roots.run).leftovers():
+    for claim in places.leftovers() if os.path.isdir(places.names) else ():  # made after the other one
         try:
             count, size = count + 1, size + tree_size(claim.directory)
         finally:
