@@ -17,7 +17,7 @@ SOURCES := pyproject.toml MANIFEST.in README.md LICENSE NOTICE $(NATIVE) $(shell
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup check format test test-unit test-integration test-wheel demo build clean
+.PHONY: bench bench-run bench-pull bench-thousand fuzz help setup check format test test-unit test-integration test-wheel demo build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -47,6 +47,22 @@ test-wheel: $(STAMPS)/installed $(STAMPS)/host-test $(STAMPS)/wheelhouse $(STAMP
 demo: $(STAMPS)/installed $(STAMPS)/host-demo ## a tour: pull and run from a throw-away registry
 	@$(ROOT_PYTHON) scripts/demo.py
 
+bench: bench-run bench-pull bench-thousand ## all benchmarks
+
+BENCH := $(STAMPS)/installed $(STAMPS)/host-bench $(STAMPS)/venv-bench
+
+bench-run: $(BENCH) ## containers, exec and streams, beside installed peers (7 minutes)
+	@$(ROOT_PYTHON) -m bench.run $(BENCH_OPTIONS)
+
+bench-pull: $(BENCH) ## pulls, beside installed peers (the first time also makes the images; 7 minutes)
+	@$(ROOT_PYTHON) -m bench.pull $(BENCH_OPTIONS)
+
+bench-thousand: $(BENCH) ## a thousand containers at once
+	@$(ROOT_PYTHON) -m bench.thousand $(BENCH_OPTIONS)
+
+fuzz: $(STAMPS)/installed ## feed the unpacker with damaged archives, for a minute
+	@$(ROOT_PYTHON) fuzz/run.py --seconds 60
+
 build: $(STAMPS)/dist ## an sdist and a wheel, in dist/
 
 clean: ## remove everything that make has made
@@ -66,6 +82,10 @@ $(STAMPS)/host-%: scripts/host_packages.py | $(STAMPS)
 
 $(STAMPS)/venv: scripts/make_venv.py pyproject.toml $(STAMPS)/host-build
 	@$(PYTHON) scripts/make_venv.py
+	@touch $@
+
+$(STAMPS)/venv-%: scripts/make_venv.py pyproject.toml $(STAMPS)/venv
+	@$(PYTHON) scripts/make_venv.py $*
 	@touch $@
 
 $(STAMPS)/installed: $(STAMPS)/venv $(NATIVE)

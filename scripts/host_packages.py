@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make sure that this Debian or Ubuntu machine has what a step needs: ``host_packages.py build|demo|test...``
+"""Make sure that this Debian or Ubuntu machine has what a step needs: ``host_packages.py build|demo|bench|test...``
 
 Packages that are missing are installed by apt, as root or through sudo; without either they are named and the
 script fails. Programs that the demo and the tests only start (a registry, a busybox) are not installed but
@@ -29,9 +29,11 @@ GROUPS = {
         "libseccomp-dev", "libcap-dev", "libarchive-dev",
     ],
     "demo": [],
+    "bench": ["gcc", "libc6-dev", "mount", "util-linux", "iproute2", "curl"],
     "test": ["skopeo", "umoci", "tmux", "debootstrap", "mount", "util-linux"],
 }  # fmt: skip
 PROGRAMS = {
+    "bench": {"docker-registry": "docker-registry", "busybox-static": "busybox"},
     "demo": {"docker-registry": "docker-registry", "busybox-static": "busybox"},
     "test": {"docker-registry": "docker-registry", "busybox-static": "busybox"},
 }

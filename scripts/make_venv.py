@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Make ``.venv`` with crungo's dependencies, those of development, and what its build needs.
 
+``make_venv.py [GROUP...]``: further groups are those of pyproject.toml (``bench``).
+
 pip's own settings (index, certificates, caches) are used as they are. The development group is read here, since
 the pip of Debian 12 and 13's first releases does not know dependency groups.
 """
@@ -27,6 +29,7 @@ def main() -> None:
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
         *project["dependency-groups"]["dev"],
+        *(requirement for group in sys.argv[1:] for requirement in project["dependency-groups"][group]),
     ]
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
     if subprocess.run(command, check=False).returncode:
