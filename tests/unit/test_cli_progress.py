@@ -242,10 +242,13 @@ class TestDisplay:
             show(at(0, "downloading", 1, MB))
             assert screen.rows()[0] == "above"
             assert len(screen.rows()) == 7
-            screen.resize(30, 24)  # too narrow for what is there: no row below the display may be left over
+            before = screen.rows()[1:-1]
+            screen.resize(30, 24)
             show(at(0, "downloading", 2, MB))
-            show(at(0, "downloading", 3, MB))
-            assert sum("Total" in row for row in screen.rows()) == 1
+            # Most terminals have wrapped the lines that are wider than they are now (the emulator cuts them instead).
+            wrapped = sum(-(-len(row) // 30) for row in before)
+            assert wrapped > len(before)
+            assert os.read(screen.master, 65536).startswith(f"\x1b[{wrapped}A\r".encode())
 
     def test_two_at_once_of_which_one_fails(self, screen: Screen) -> None:
         with pull_progress(screen.slave) as progress, progress.follow() as show:
