@@ -23,7 +23,8 @@ class Mount:
     """One mount inside the container.
 
     ``source`` is an absolute path of the host for ``bind`` and empty for ``tmpfs``. ``options`` are mount
-    options of the OCI runtime specification (``ro``, ``rbind``, ``size=64m``, …).
+    options of the OCI runtime specification (``ro``, ``bind``, ``size=64m``, …); a bind is an ``rbind`` unless they say
+    otherwise.
     """
 
     type: Literal["bind", "tmpfs"]

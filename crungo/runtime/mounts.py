@@ -111,6 +111,8 @@ def _user_mount(mount: Mount, host: HostFacts) -> dict[str, Any]:
     options = list(mount.options)
     if mount.type == "tmpfs":
         return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}
+    if not {"bind", "rbind"} & set(options):  # libcrun would take it for a file system called "bind"
+        options.insert(0, "rbind")
     if "ro" in options and "rbind" in options and host.kernel >= _RECURSIVE_READ_ONLY_SINCE:
         options[options.index("ro")] = "rro"
     return {"destination": mount.target, "type": "bind", "source": mount.source, "options": options}

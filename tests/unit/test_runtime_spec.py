@@ -294,6 +294,12 @@ def test_read_only_binds_are_so_recursively_where_the_kernel_can() -> None:
     assert "ro" in mount_on(spec(mounts=mounts, host=replace(HOST, kernel=(5, 10))), "/t")["options"]
 
 
+def test_a_bind_needs_no_options() -> None:
+    assert mount_on(spec(mounts=(Mount(type="bind", source="/h", target="/t"),)), "/t")["options"] == ["rbind"]
+    read_only = (Mount(type="bind", source="/h", target="/t", options=("ro",)),)
+    assert mount_on(spec(mounts=read_only), "/t")["options"] == ["rbind", "rro"]
+
+
 def test_read_only_root_keeps_the_images_volumes_writable() -> None:
     built = spec(read_only=True)
     assert built["root"]["readonly"] is True

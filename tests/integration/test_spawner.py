@@ -1,0 +1,258 @@
+"""The spawner as a process of the host: its end, its owner's end, its interpreter, and the host's own cgroups."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from crungo import Engine
+from crungo.config import Mount
+from crungo.errors import SpawnerDied
+from tests.support.command import Crungo
+from tests.support.events import wait_for_exit, wait_until
+from tests.support.leaks import CGROUPS, Snapshot, descendants, settle
+
+BACKENDS = ["asyncio", "trio"]
+both = pytest.mark.parametrize("anyio_backend", BACKENDS)
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def engine_of(crungo: Crungo) -> AsyncIterator[Engine]:
+    async with Engine(root=crungo.root, run=crungo.run) as engine:
+        yield engine
+
+
+def spawner_of(process: subprocess.Popen[bytes]) -> int:
+    """Its own child; those that the spawner forks look alike."""
+    (found,) = (
+        child.pid
+        for child in descendants(process.pid)
+        if "crungo.runtime.isolation" in child.command and _parent(child.pid) == process.pid
+    )
+    return found
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except FileNotFoundError:
+        return 0
+
+
+# Its own end.
+
+
+@both
+async def test_a_killed_spawner_is_one_clear_error(crungo: Crungo, busybox_reference: str, anyio_backend: str) -> None:
+    """What it owned is ended through the engine, and removed by a successor, before the engine's block is left."""
+    folders = [crungo.run, crungo.root / "containers", crungo.root / "names"]
+    before = Snapshot.take(folders)
+    async with engine_of(crungo) as engine:
+        with pytest.raises(SpawnerDied) as caught:  # noqa: PT012 - the block is left by the error
+            async with engine.container(busybox_reference, ["sleep", "1000"]) as container:
+                os.kill(engine.spawner.pid, signal.SIGKILL)
+                await container.wait()
+        assert str(caught.value) == "the helper process ended unexpectedly"
+        assert wait_for_exit(container.pid, 2)
+        with pytest.raises(SpawnerDied):
+            await engine.run(busybox_reference, ["true"])
+    assert settle(before, folders, seconds=0) == []  # but for zombies, which are this process's to reap
+
+
+@both
+async def test_a_killed_spawner_ends_a_run(
+    crungo: Crungo, busybox_reference: str, tmp_path: Path, anyio_backend: str
+) -> None:
+    """Although the program holds its streams open, and nobody else could tell of its end."""
+    mounts = (Mount(type="bind", source=str(tmp_path), target="/data"),)
+    async with engine_of(crungo) as engine, anyio.create_task_group() as group:
+
+        async def kill() -> None:
+            await to_thread.run_sync(lambda: wait_until((tmp_path / "started").exists, folders=[tmp_path]))
+            os.kill(engine.spawner.pid, signal.SIGKILL)
+
+        group.start_soon(kill)
+        with anyio.fail_after(10), pytest.raises(SpawnerDied):
+            await engine.run(busybox_reference, ["sh", "-c", "touch /data/started; sleep 1000"], mounts=mounts)
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipes", "terminal"])
+def test_the_command_line_with_a_killed_spawner(crungo: Crungo, busybox_reference: str, terminal: bool) -> None:
+    script = "echo ready; exec sleep 1000"
+    if terminal:
+        with crungo.terminal("run", "-it", busybox_reference, "sh", "-c", script) as window:
+            window.expect("ready")
+            os.kill(spawner_of(window.process), signal.SIGKILL)
+            assert window.wait() == 125
+            window.assert_restored()
+            last = window.text.splitlines()[-1]
+    else:
+        with crungo.start("run", busybox_reference, "sh", "-c", script) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            os.kill(spawner_of(process), signal.SIGKILL)
+            _, stderr = process.communicate(timeout=10)
+            assert process.returncode == 125
+            (last,) = stderr.decode().splitlines()
+    assert last == "crungo: the helper process ended unexpectedly"
+
+
+PLACES = ["containers", "names"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_spawner_killed_while_it_creates(crungo: Crungo, busybox_reference: str, place: str) -> None:
+    folder = crungo.root / place
+    for _ in range(3):
+        with crungo.start("run", busybox_reference, "sleep", "1000") as process:
+            wait_until(lambda: bool(os.listdir(folder)), folders=[folder])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(spawner_of(process), signal.SIGKILL)
+            _, stderr = process.communicate(timeout=10)
+            assert process.returncode == 125
+            assert stderr == b"crungo: the helper process ended unexpectedly\n"
+
+
+def test_the_next_start_sweeps(crungo: Crungo, busybox_reference: str) -> None:
+    """Both are killed, so that nobody is left to clean up: the next start does, and the name is free at once."""
+    folders = [crungo.run, crungo.root / "containers", crungo.root / "names", crungo.root / "leases"]
+    before = Snapshot.take(folders)
+    command = ["run", "--name", "twice", busybox_reference, "sh", "-c", "echo ready; exec sleep 1000"]
+    with crungo.start(*command) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        spawner = spawner_of(process)
+        process.send_signal(signal.SIGSTOP)  # it must not notice
+        os.kill(spawner, signal.SIGKILL)
+        process.kill()
+        process.communicate(timeout=10)
+    left = Snapshot.take(folders).beyond(before)
+    assert left.files, "nothing was left, so that this tests nothing"
+    assert left.cgroups
+    done = crungo("run", "--name", "twice", busybox_reference, "echo", "again", check=0)
+    assert done.stdout == "again\n"
+    assert settle(before, folders) == []
+
+
+# Its owner's end.
+
+FORKER = """
+import os, signal, sys
+import anyio
+from crungo import Engine
+
+async def main():
+    async with Engine(root=sys.argv[1], run=sys.argv[2]) as engine:
+        async with engine.container(sys.argv[3], ["sleep", "1000"], stdin=True):
+            if (pid := os.fork()) == 0:
+                os.close(1)
+                os.execvp("sleep", ["sleep", "1000"]) if sys.argv[4] == "exec" else signal.pause()
+            print(pid, flush=True)
+            if sys.argv[4] == "exit":
+                os._exit(7)
+            await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("way", ["exec", "fork", "exit"])
+def test_a_fork_of_the_owner_owns_nothing(crungo: Crungo, busybox_reference: str, way: str) -> None:
+    """A forked process has the descriptors that containers live by, and may live on: the owner's end is what counts."""
+    folders = [crungo.run, crungo.root / "containers", crungo.root / "names"]
+    before = Snapshot.take(folders)
+    command = [sys.executable, "-c", FORKER, str(crungo.root), str(crungo.run), busybox_reference, way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=crungo.environ()) as process:
+        assert process.stdout is not None
+        forked = int(process.stdout.readline())
+        if way != "exit":
+            process.kill()
+        process.wait(10)
+    try:
+        known = {child for child in descendants() if child.pid == forked}
+        assert known
+        assert settle(replace(before, processes=before.processes | known), folders) == []
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        assert wait_for_exit(forked, 2)
+
+
+def test_signals_of_the_users_terminal_do_not_reach_it(crungo: Crungo, busybox_reference: str) -> None:
+    with crungo.start("run", busybox_reference, "sh", "-c", "echo ready; sleep 1; exit 5") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        spawner = spawner_of(process)
+        assert os.getsid(spawner) == os.getpgid(spawner) == spawner
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            os.kill(spawner, signum)
+        process.communicate(timeout=10)
+        assert process.returncode == 5
+
+
+# Its interpreter.
+
+CHANGE = """
+import errno, os
+path = "/proc/self/exe"
+print(os.path.basename(os.readlink(path)), bool(os.statvfs(path).f_flag & os.ST_RDONLY))
+now = os.stat(path)
+try:
+    os.utime(path, ns=(now.st_atime_ns, now.st_mtime_ns))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+"""Set the times that the file has. (To open it for writing would fail in any case, as long as anybody runs it.)"""
+
+
+@pytest.mark.parametrize("privileged", [False, True], ids=["", "privileged"])
+@pytest.mark.parametrize("way", ["entrypoint", "script"])
+def test_the_interpreter_cannot_be_overwritten_from_inside(
+    crungo: Crungo, busybox_reference: str, tmp_path: Path, way: str, privileged: bool
+) -> None:
+    """A program or its interpreter may be /proc/self/exe: what runs then is the spawner's own executable."""
+    needed = [sys.base_prefix, *(path for path in ("/lib", "/lib64", "/usr/lib") if os.path.isdir(path))]
+    volumes = [f"-v={path}:{path}:ro" for path in needed if not path.startswith(f"{sys.base_prefix}/")]
+    script = tmp_path / "script"
+    script.write_text("#!/proc/self/exe\n" + CHANGE)
+    script.chmod(0o755)
+    program = ["/script"] if way == "script" else ["/proc/self/exe", "-c", CHANGE]
+    options = [*volumes, f"-v={script}:/script", "-e", f"PYTHONHOME={sys.base_prefix}"]
+    flags = ["--privileged"] if privileged else []
+    done = crungo("run", *flags, *options, busybox_reference, *program, check=0)
+    assert done.stdout.split() == [os.path.basename(os.path.realpath(sys.executable)), "True", "EROFS"]
+
+
+# The host.
+
+HIDDEN = "umount /sys/fs/cgroup/unified && find /sys/fs/cgroup/unified"
+
+
+@pytest.mark.skipif(not (CGROUPS / "unified/cgroup.controllers").exists(), reason="not a hybrid host")
+def test_nothing_is_made_in_the_directory_below_the_v2_tree(crungo: Crungo, busybox_reference: str) -> None:
+    """On a hybrid host the v2 tree is mounted on a directory of a tmpfs; the spawner takes it away for itself."""
+
+    def hidden() -> str:
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", HIDDEN]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    before = hidden()
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with crungo.start("run", "-i", busybox_reference, "sh", "-c", "echo ready; cat", stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert hidden() == before
+        assert Path("/proc/self/mountinfo").read_text() == mounts
+        process.communicate(timeout=10)
+    assert hidden() == before
