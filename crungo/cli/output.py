@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 
-__all__ = ["confirm", "emit", "note", "to_json"]
+__all__ = ["confirm", "emit", "to_json"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ def emit(text: str) -> None:
         text = re.sub(_UNSAFE, _escaped, text)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + ("" if text.endswith("\n") else "\n"))
     sys.stdout.flush()
-
-
-def note(text: str) -> None:
-    """Write a line to stderr: news that nobody asked for."""
-    if sys.stderr is not None:
-        sys.stderr.write(re.sub(_UNSAFE, _escaped, text) + "\n")
-        sys.stderr.flush()
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

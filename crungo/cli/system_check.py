@@ -9,6 +9,7 @@ from crungo.cli.flags import Flag, Verb
 if TYPE_CHECKING:
     from crungo.cli.flags import Context, Parsed
     from crungo.image.check import Problem
+    from crungo.image.store import Store
 
 __all__ = ["VERB", "call"]
 
@@ -39,15 +40,13 @@ def call(parsed: Parsed, context: Context) -> int:
     return int(any(not problem.mended for problem in problems))
 
 
-async def _check(store: object, context: Context, repair: bool) -> list[Problem]:
+async def _check(store: Store, context: Context, repair: bool) -> list[Problem]:
     from anyio import to_thread
 
     from crungo.engine import Engine
     from crungo.image.check import check
-    from crungo.image.store import Store
     from crungo.runtime.unpacking import SpawnerUnpacker
 
-    assert isinstance(store, Store)
     async with Engine(root=context.roots.root, run=context.roots.run) as engine:
         problems = await check(store, SpawnerUnpacker(engine.spawner), repair=repair)
         # What was just compared with its blob, byte by byte, is worth being remembered beyond a restart.
