@@ -221,7 +221,9 @@ class Engine:
             return self._known[key][1]
         image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
         if image.id not in self._leases:
-            self._leases[image.id] = await to_thread.run_sync(self.store.hold, image)
+            lease = await to_thread.run_sync(self.store.hold, image)
+            if self._leases.setdefault(image.id, lease) is not lease:
+                lease.close()  # another task was faster
         # A second change within a tick of the file system's clock would look like the first.
         if names == self._names_changed() and time.time_ns() - names > CLOCK_TICK:
             self._known[key] = (names, image)
@@ -291,6 +293,7 @@ class Engine:
         ]
         if not users and (lease := self._leases.pop(identifier, None)) is not None:
             lease.close()
+            self._known.clear()  # what is used again is held again
         return await to_thread.run_sync(partial(remove, self.store, image, force=force, own=users))
 
     async def _create(
