@@ -211,7 +211,8 @@ async def test_update(crungo: Crungo, busybox_reference: str) -> None:
         await container.update(memory="32m", cpus=0.5, pids_limit=10)
         stats = await anext(container.stats())
         assert (stats.memory_limit, stats.pids_limit) == (32 << 20, 10)
-        forked = await container.run(["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 9 >/dev/null 2>&1 & done"])
+        script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 9 >/dev/null 2>&1 & done"
+        forked = await container.run(["sh", "-c", script])
         assert b"fork" in (forked.stderr or b"")
         await container.update(memory="1g", memory_swap="2g", pids_limit=-1)
         stats = await anext(container.stats())
