@@ -92,10 +92,10 @@ async def test_directories(crungo: Crungo, busybox_reference: str, tmp_path: Pat
 async def test_a_container_cannot_mislead(crungo: Crungo, busybox_reference: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("of the host")
-    script = f"""cd /srv; ln -s {secret} absolute; ln -s ../../../../../../..{secret} relative
-                 ln -s /proc/1/root{secret} magic; mkfifo fifo; ln -s / root; ln -s /etc/passwd passwd; ln -s loop loop; mkdir -p a/b"""
+    script = f"""mkdir -p /srv/a/b; cd /srv; mkfifo fifo; ln -s loop loop; ln -s / root; ln -s /etc/passwd passwd
+        ln -s {secret} absolute; ln -s ../../../../../../..{secret} relative; ln -s /proc/1/root{secret} magic"""
     async with sleeping(crungo, busybox_reference) as container:
-        await shell(container, "mkdir -p /srv; " + script)
+        await shell(container, script)
         for path in ("absolute", "relative", "magic", "fifo", "loop", "missing", "a", f"root{secret}"):
             with pytest.raises(FileError), anyio.fail_after(5):
                 await container.get(f"/srv/{path}")
