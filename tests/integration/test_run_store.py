@@ -1,0 +1,161 @@
+"""Which image a run takes, when it asks the registry; and what goes with a container's identity: names, ids, labels."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import PushImage
+from tests.support.command import Crungo
+from tests.support.fakeregistry import FakeRegistry
+from tests.support.image import ARCHITECTURES, Image, busybox_image, push_index
+from tests.support.registry import Registry
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeRegistry]:
+    """A registry that counts what it is asked for."""
+    with FakeRegistry() as running:
+        yield running
+
+
+def variant(busybox: Path, word: str) -> Image:
+    return busybox_image(busybox, config={"Env": [f"WORD={word}"]})
+
+
+def word(crungo: Crungo, *arguments: str) -> str:
+    return crungo("run", *arguments, "sh", "-c", "echo $WORD", check=0).stdout.strip()
+
+
+def test_an_image_is_asked_for_once(fresh_crungo: Crungo, fake: FakeRegistry, busybox: Path) -> None:
+    reference = fake.add(variant(busybox, "one"))
+    assert word(fresh_crungo, reference) == "one"
+    assert fake.sent
+    fake.sent.clear()
+    assert word(fresh_crungo, reference) == "one"
+    assert word(fresh_crungo, "--pull", "missing", reference) == "one"
+    assert word(fresh_crungo, "--pull=never", reference) == "one"
+    assert fake.sent == []
+
+
+def test_pull_policies(fresh_crungo: Crungo, fake: FakeRegistry, busybox: Path) -> None:
+    reference = fake.add(variant(busybox, "one"))
+    done = fresh_crungo("run", "--pull", "never", reference, "true", check=125)
+    assert done.stderr == f"crungo: No such image: {reference}\n"
+    assert fake.sent == []
+    assert word(fresh_crungo, "--pull", "newer", reference) == "one"
+    fake.add(variant(busybox, "two"))
+    assert word(fresh_crungo, reference) == "one"
+    assert word(fresh_crungo, "--pull", "newer", reference) == "two"
+    fake.add(variant(busybox, "three"))
+    assert word(fresh_crungo, "--pull", "always", reference) == "three"
+    fake.sent.clear()
+    assert word(fresh_crungo, "--pull", "always", reference) == "three"
+    assert fake.sent
+    assert fake.requests("/blobs/") == []
+
+
+def test_a_registry_that_is_gone(fresh_crungo: Crungo, busybox: Path) -> None:
+    """What is in the store runs without it, unless the user insists on asking."""
+    with FakeRegistry() as fake:
+        reference = fake.add(variant(busybox, "kept"))
+        assert word(fresh_crungo, reference) == "kept"
+    assert word(fresh_crungo, reference) == "kept"
+    assert word(fresh_crungo, "--pull", "newer", reference) == "kept"
+    done = fresh_crungo("run", "--pull", "always", reference, "true", check=125)
+    assert f"{reference.partition('/')[0]}: connection refused" in done.stderr
+
+
+def test_an_image_by_its_digest(fresh_crungo: Crungo, fake: FakeRegistry, busybox: Path) -> None:
+    first, second = variant(busybox, "first"), variant(busybox, "second")
+    reference = fake.add(first)
+    fake.add(second)
+    name = reference.removesuffix(":latest")
+    assert word(fresh_crungo, f"{name}@{first.digest}") == "first"
+    assert word(fresh_crungo, f"{name}:latest@{first.digest}") == "first"
+    assert word(fresh_crungo, name) == "second"
+
+
+def test_an_image_by_its_id(crungo: Crungo, push_image: PushImage, busybox: Path) -> None:
+    image = variant(busybox, "by id")
+    reference = push_image("store/id", image=image)
+    assert word(crungo, reference) == "by id"
+    identifier = image.document["config"]["digest"].removeprefix("sha256:")
+    assert word(crungo, identifier) == "by id"
+    assert word(crungo, identifier[:12]) == "by id"
+
+
+def test_platforms(fresh_crungo: Crungo, registry: Registry, busybox: Path) -> None:
+    """Of an index, this machine's image, or the one that was asked for; asking again changes nothing for the other."""
+    images = [
+        busybox_image(busybox, config={"Env": [f"WORD={name}"]}, architecture=name)
+        for name in ("amd64", "arm64", "s390x")
+    ]
+    reference = push_index(images, registry.address, "store/index", "all")
+    own = ARCHITECTURES[__import__("platform").machine()]
+    assert word(fresh_crungo, reference) == own
+    assert word(fresh_crungo, "--platform", "linux/s390x", reference) == "s390x"
+    assert word(fresh_crungo, "--platform", f"linux/{own}", reference) == own
+    done = fresh_crungo("run", "--platform", "linux/mips64", reference, "true", check=125)
+    assert "there is no image for linux/mips64" in done.stderr
+    assert "linux/amd64, linux/arm64, linux/s390x" in done.stderr
+
+
+def test_quiet(fresh_crungo: Crungo, busybox_reference: str) -> None:
+    done = fresh_crungo("run", "-q", busybox_reference, "echo", "hi", check=0)
+    assert (done.stdout, done.stderr) == ("hi\n", "")
+
+
+def test_the_id_file(crungo: Crungo, busybox_reference: str, tmp_path: Path) -> None:
+    cidfile = tmp_path / "id"
+    crungo("run", "--cidfile", cidfile, busybox_reference, "true", check=0)
+    assert re.fullmatch("[0-9a-f]{64}", cidfile.read_text())
+    before = cidfile.read_text()
+    done = crungo("run", "--cidfile", cidfile, busybox_reference, "true", check=125)
+    assert done.stderr.splitlines()[0] == f"crungo: --cidfile {cidfile}: it exists; remove it, or name another"
+    assert cidfile.read_text() == before
+
+
+@pytest.mark.parametrize("what", [["/nope"], ["-u", "nobody", "true"]])
+def test_no_id_file_without_a_container(
+    crungo: Crungo, busybox_reference: str, tmp_path: Path, what: list[str]
+) -> None:
+    *flags, command = what
+    crungo("run", "--cidfile", tmp_path / "id", *flags, busybox_reference, command)
+    assert not (tmp_path / "id").exists()
+
+
+def test_a_name_belongs_to_one_container(crungo: Crungo, busybox_reference: str, tmp_path: Path) -> None:
+    flags = ["-i", "--name", "unique", "--cidfile", str(tmp_path / "id")]
+    with crungo.start("run", *flags, busybox_reference, "sh", "-c", "echo up; cat", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        done = crungo("run", "--name", "unique", busybox_reference, "true", check=125)
+        assert done.stderr == (
+            f'crungo: The container name "unique" is already in use by container "{(tmp_path / "id").read_text()}". '
+            "You have to remove (or rename) that container to be able to reuse that name.\n"
+        )
+        crungo("run", "--name", "another", busybox_reference, "true", check=0)
+        process.stdin.close()
+        assert process.wait(30) == 0
+    crungo("run", "--name", "unique", busybox_reference, "true", check=0)
+
+
+def test_labels(crungo: Crungo, busybox_reference: str, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("# of a file\nc=d\ne\n")
+    flags = ["--label", "a=b=c", "-l", "bare", "--label-file", str(tmp_path / "labels")]
+    crungo("run", *flags, busybox_reference, "true", check=0)
+
+
+def test_roots_from_the_environment(fresh_crungo: Crungo, busybox_reference: str, tmp_path: Path) -> None:
+    """CRUNGO_ROOT and CRUNGO_RUN in place of the flags."""
+    argv = fresh_crungo.argv("run", "-q", busybox_reference, "echo", "hi")
+    env = fresh_crungo.environ({"CRUNGO_ROOT": argv[4], "CRUNGO_RUN": argv[6]})
+    done = subprocess.run([*argv[:3], *argv[7:]], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "hi\n"
+    assert (tmp_path / "root" / "oci-layout").exists()
