@@ -23,6 +23,7 @@ from anyio import to_thread
 
 from crungo.containers import Container, Traits
 from crungo.errors import HostError, NameInUse, UsageError
+from crungo.loopguard import LoopGuard
 from crungo.paths import Roots
 from crungo.process import Completed, Process, Stdio, run_to_end
 from crungo.runtime.cgroups import path_of
@@ -85,6 +86,7 @@ class Engine:
         self._store: Store | None = None
         self._host: HostFacts | None = None
         self._limiter: anyio.CapacityLimiter | None = None
+        self._guard: LoopGuard | None = None
         self._containers: WeakSet[Container] = WeakSet()
         self._known: dict[tuple[str, str | None], tuple[int, Image]] = {}  # and when the names of images last changed
         self._leases: dict[str, Lease] = {}  # by image id: what we use, no other process removes
@@ -95,12 +97,15 @@ class Engine:
         self._limiter = anyio.CapacityLimiter(self._start_limit)
         if self._spawner is None:
             self._spawner = await to_thread.run_sync(SpawnerProcess.start, self.roots)
+        self._guard = LoopGuard(self._spawner.end_requests)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         spawner, self._spawner = self._spawner, None
         if spawner is None:
             return
+        if self._guard is not None:
+            self._guard.disarm()
         with anyio.CancelScope(shield=True):
             spawner.end_requests()
             await anyio.wait_readable(spawner.pidfd)
