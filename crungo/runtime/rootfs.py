@@ -121,14 +121,22 @@ def remove_dead_links(root: int, names: Iterable[str]) -> None:
 def read_file(root: int, path: str) -> bytes:
     """The content of a regular file below the root, empty when there is none; no link leaves the root."""
     try:
-        # O_NONBLOCK: an image may hold a FIFO of that name.
-        fd = syscalls.openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        # An image may hold a FIFO or a device of that name. To open a device is to act on it (a watchdog starts), and
+        # no limit on devices holds here: so it is looked at first, and what was looked at is what is opened.
+        found = syscalls.openat2(root, path, os.O_PATH)
     except OSError:
         return b""
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
             return b""
-        content = file.read(FILE_LIMIT + 1)
+        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    finally:
+        os.close(found)
+    with open(fd, "rb") as file:
+        # Nothing where a read would wait for news, as of some files of /proc.
+        content = file.read(FILE_LIMIT + 1) or b""
     if len(content) > FILE_LIMIT:
         raise ContainerError(f"/{path} of the image is larger than {FILE_LIMIT >> 20} MiB")
     return content
