@@ -39,6 +39,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
 _INSIDE = "CRUNGO_BENCH_ISOLATED"
+_DEVELOPMENT = ("__", "pip", "setuptools", "_distutils", "trio")  # trio is imported by who finds it
 
 
 def say(text: str) -> None:
@@ -121,7 +122,7 @@ def install(folder: Path) -> Path:
     ours = next((target / "lib").glob("python*/site-packages"))
     theirs = next((ROOT / ".venv" / "lib").glob("python*/site-packages"))
     for entry in theirs.iterdir():
-        if entry.suffix != ".pth" and not entry.name.startswith(("__", "crungo", "pip", "setuptools", "_distutils")):
+        if entry.suffix != ".pth" and not entry.name.startswith(_DEVELOPMENT):
             (ours / entry.name).symlink_to(entry)
     shutil.copytree(ROOT / "crungo", ours / "crungo", ignore=shutil.ignore_patterns("__pycache__"))
     compileall.compile_dir(ours / "crungo", quiet=2)
