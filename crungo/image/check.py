@@ -145,8 +145,7 @@ class _Check:
         if self.unpacker is None or not blobs.has(descriptor.digest, descriptor.size):
             message = "is missing, or was not synced before the machine restarted"
             return [] if there else [Problem(kind="layer", what=diff_id, message=message)]
-        async with layers.staging(diff_id, again=True) as staging:
-            assert staging is not None
+        async with layers.staging(diff_id) as staging:
             fd = blobs.open(descriptor.digest)
             try:
                 async with self.unpacker.unpack(

@@ -11,13 +11,13 @@ import errno
 import json
 import os
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import anyio.to_thread
 
 from crungo.image.layout import boot_id, write_whole
-from crungo.image.locks import is_current, lock
+from crungo.image.locks import exclusive, is_current, lock
 from crungo.image.trees import dispose, remove_tree
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from crungo.image.layout import Layout
 
 __all__ = ["LayerRecord", "Layers", "Staging", "Unpacked", "Unpacker", "Unpacking"]
+
+_MOST_BLOBS = 100  # that a record names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +74,12 @@ class Unpacker(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """What is known of an unpacked layer. ``size`` is its tar's; ``blob`` the digest of the archive it came from;
-    ``opaque``: all layers below it are hidden.
+    """What is known of an unpacked layer. ``size`` is its tar's; ``blobs`` are digests of archives that were seen to
+    unpack to it, the last one first; ``opaque``: all layers below it are hidden.
     """
 
     diff_id: str
-    blob: str
+    blobs: tuple[str, ...]
     size: int
     entries: int
     boot_id: str
@@ -103,13 +105,13 @@ class Layers:
         try:
             with open(f"{self._layout.layer(diff_id)}/record.json", "rb") as file:
                 value = json.loads(file.read(1 << 16))
-            record = LayerRecord(**value)
-        except (OSError, ValueError, TypeError):
+            record = LayerRecord(**{**value, "blobs": tuple(value["blobs"])})
+        except (OSError, ValueError, TypeError, KeyError):
             return None
         types_fit = (
             isinstance(record.size, int)
             and isinstance(record.entries, int)
-            and isinstance(record.blob, str)
+            and all(isinstance(blob, str) for blob in record.blobs)
             and isinstance(record.synced, bool)
             and isinstance(record.opaque, bool)
         )
@@ -138,26 +140,35 @@ class Layers:
             return None
         return trash
 
+    def comes_from(self, diff_id: str, blob: str) -> bool:
+        """Whether an archive was seen to unpack to this layer: a configuration may claim it of any."""
+        record = self.record(diff_id)
+        return record is not None and blob in record.blobs
+
+    def note_blob(self, diff_id: str, blob: str) -> None:
+        """Note that a further archive unpacks to the layer."""
+        with exclusive(self._layout.lock):
+            record = self.record(diff_id)
+            if record is not None:
+                self._write(replace(record, blobs=(blob, *record.blobs)[:_MOST_BLOBS]))
+
     def mark_synced(self, record: LayerRecord) -> None:
         """Note that the layer has reached the disk. The store's lock must be held."""
-        value = {**asdict(record), "synced": True}
+        self._write(replace(record, synced=True))
+
+    def _write(self, record: LayerRecord) -> None:
         path = f"{self._layout.layer(record.diff_id)}/record.json"
-        write_whole(path, _encoded(value), temporary=self._layout.fresh("tmp"))
+        write_whole(path, _encoded(asdict(record)), temporary=self._layout.fresh("tmp"))
 
     @asynccontextmanager
-    async def staging(self, diff_id: str, *, again: bool = False) -> AsyncIterator[Staging | None]:
+    async def staging(self, diff_id: str) -> AsyncIterator[Staging]:
         """An empty directory to unpack the layer into, for this caller alone; waits while another has it.
 
-        Yields None when a trusted layer is there (made, perhaps, by whoever was waited for), unless it is to be made
-        ``again``. What is not committed is removed on leaving.
+        Whoever was waited for may have made the layer. What is not committed is removed on leaving.
         """
         path = self._layout.staging(diff_id)
         fd = await lock(path, directory=True)
         try:
-            if not again and self.trusted(diff_id):
-                os.rmdir(path)
-                yield None
-                return
             staging = Staging(self._layout, diff_id, self._boot, path)
             try:
                 await anyio.to_thread.run_sync(staging.empty)
@@ -196,7 +207,7 @@ class Staging:
         """Give the directory its place among the layers. The caller has compared the digests. For a worker thread."""
         record = LayerRecord(
             diff_id=self._diff_id,
-            blob=blob,
+            blobs=(blob,),
             size=unpacked.unpacked_size,
             entries=unpacked.entries,
             boot_id=self._boot,

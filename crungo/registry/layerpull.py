@@ -59,19 +59,38 @@ class LayerPull:
             DigestMismatch, LayerError: the layer is not what manifest and configuration say, or cannot be unpacked.
             StoreError: the store is full, or lacks a blob that cannot be fetched.
         """
-        layers, blobs = self.store.layers, self.store.blobs
-        unpacked = layers.trusted(self.diff_id)
-        if unpacked and (self.client is None or blobs.has(self.layer.digest, self.layer.size)):
+        known = self._is_known()
+        if known and self._has_blob():
             self.tracker.done(cached=True)
             return
         self.tracker.at("waiting", 0)
-        if not unpacked:
-            async with layers.staging(self.diff_id) as staging:
-                if staging is not None:
+        if not known:
+            async with self.store.layers.staging(self.diff_id) as staging:
+                if not self._is_known():  # nor has anybody made it meanwhile
                     await self._unpack(staging)
-        if self.client is not None and not blobs.has(self.layer.digest, self.layer.size):
-            await self._fetch_only()  # the layer was here, from another archive or after a repair
+        if not self._has_blob():
+            await self._fetch_only()  # a repair has taken it away
         self.tracker.done(cached=False)
+
+    def _is_known(self) -> bool:
+        """Whether the layer is here, and the blob is known to unpack to it; without a registry, what is here has to do.
+
+        That a configuration names the diff id of a layer that we have does not make it this blob's.
+        """
+        layers = self.store.layers
+        return layers.trusted(self.diff_id) and (
+            self.client is None or layers.comes_from(self.diff_id, self.layer.digest)
+        )
+
+    def _has_blob(self) -> bool:
+        return self.client is None or self.store.blobs.has(self.layer.digest, self.layer.size)
+
+    async def _keep(self, staging: Staging, unpacked: Unpacked) -> None:
+        """Give the unpacked layer its place, unless it is here already, from another archive."""
+        if self.store.layers.trusted(self.diff_id):
+            await anyio.to_thread.run_sync(self.store.layers.note_blob, self.diff_id, self.layer.digest)
+        else:
+            await anyio.to_thread.run_sync(lambda: staging.commit(unpacked, blob=self.layer.digest))
 
     async def _unpack(self, staging: Staging) -> None:
         if await self._unpack_stored(staging):
@@ -90,7 +109,7 @@ class LayerPull:
                     part.restart()
                     raise
                 part.commit()
-                await anyio.to_thread.run_sync(lambda: staging.commit(unpacked, blob=self.layer.digest))
+                await self._keep(staging, unpacked)
                 return
         if not await self._unpack_stored(staging):  # somebody else fetched it meanwhile
             raise StoreError(f"layer {self.layer.digest}: its blob was damaged right after it was fetched")
@@ -119,7 +138,7 @@ class LayerPull:
             await anyio.to_thread.run_sync(staging.empty)
             return False
         self._check_diff_id(unpacked)
-        await anyio.to_thread.run_sync(lambda: staging.commit(unpacked, blob=layer.digest))
+        await self._keep(staging, unpacked)
         return True
 
     async def _fetch_only(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from crungo.errors import ImageError, ImageNotFound, ImageNotKnown, RegistryError
+from crungo.errors import DigestMismatch, ImageError, ImageNotFound, ImageNotKnown, RegistryError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 from crungo.image.store import Image, Store
@@ -246,8 +246,26 @@ async def test_same_diff_id_from_other_blob(registry: FakeRegistry, client: Regi
     await get(registry.add(make_image([archive]), tag="gzip"), store, client, unpacker=unpacker)
     plain = make_image([archive], compression="none")
     await get(registry.add(plain, tag="plain"), store, client, unpacker=unpacker)
-    assert len(unpacker.made) == 1
+    assert len(unpacker.made) == 2  # that it is the same is seen, not believed
     assert set(plain.blobs) <= blob_names(store)
+    for tag in ("gzip", "plain"):
+        await get(f"{registry.address}/image:{tag}", store, client, unpacker=unpacker)
+    assert len(unpacker.made) == 2
+    assert leftovers(store) == []
+
+
+async def test_diff_id_of_another_layer(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    """A configuration may name the diff id of any layer that is here: the blob is held against it all the same."""
+    store = make_store(tmp_path)
+    good = layered(100, 200)
+    await get(registry.add(good, tag="good"), store, client)
+    ids = json.loads(good.blobs[good.document["config"]["digest"]])["rootfs"]["diff_ids"]
+    for archive in (Layer().file("evil"), Layer().directory("d").file("d/0", noise(100, 0))):
+        liar = make_image([archive], change_config=lambda config: config["rootfs"].update(diff_ids=ids[1:]))
+        with pytest.raises(DigestMismatch, match="unpacks to"):
+            await get(registry.add(liar, tag="liar"), store, client)
+    assert [image.digest for image in store.images()] == [good.digest]
+    assert leftovers(store) == []
 
 
 async def test_layers_of_another_boot_are_unpacked_again(

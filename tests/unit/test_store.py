@@ -46,11 +46,10 @@ async def put(store: Store, source: Source, *names: str) -> Image:
                 await part.segment(0).write([source.blobs[layer["digest"]]], layer["size"])
                 part.commit()
         async with store.layers.staging(diff_id) as staging:
-            if staging is not None:
-                fd = store.blobs.open(layer["digest"])
-                async with PyUnpacker().unpack(fd, staging.directory, media_type="tar", limit=1 << 30) as unpacking:
-                    staging.commit(await unpacking.finish(layer["size"]), blob=layer["digest"])
-                os.close(fd)
+            fd = store.blobs.open(layer["digest"])
+            async with PyUnpacker().unpack(fd, staging.directory, media_type="tar", limit=1 << 30) as unpacking:
+                staging.commit(await unpacking.finish(layer["size"]), blob=layer["digest"])
+            os.close(fd)
     manifest = Descriptor(media_type=source.media_type, digest=source.digest, size=len(source.manifest))
     bodies = {source.digest: source.manifest, config: source.blobs[config]}
     for name in names:
