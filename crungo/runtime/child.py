@@ -45,9 +45,15 @@ LOG_FD = 6
 
 def arrange(wanted: Sequence[int]) -> None:
     """Move descriptors to 0, 1, 2, … in the order given, and close all others."""
-    # First out of the way: a wanted descriptor may sit where another has to go.
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in wanted]
-    syscalls.close_range(0, 63)
+    # The others first: the limit on descriptors is the caller's by now, and the spawner may hold more than that.
+    free = 0
+    for fd in sorted(wanted):
+        if free < fd:
+            syscalls.close_range(free, fd - 1)
+        free = fd + 1
+    syscalls.close_range(free)
+    # Then out of the way: a wanted descriptor may sit where another has to go.
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wanted)) for fd in wanted]
     for target, fd in enumerate(moved):
         os.dup2(fd, target, inheritable=target <= STATUS_FD)
     syscalls.close_range(len(wanted))

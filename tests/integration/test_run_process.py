@@ -225,3 +225,12 @@ def test_limits_are_the_callers(crungo: Crungo, busybox_reference: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     done = crungo("run", busybox_reference, "sh", "-c", "ulimit -n; ulimit -Hn", check=0)
     assert done.stdout == f"{soft}\n{hard}\n"
+
+
+def test_few_descriptors_are_enough(crungo: Crungo, busybox_reference: str) -> None:
+    import subprocess
+
+    script = 'ulimit -n 40; exec "$@"'
+    command = ["sh", "-c", script, "sh", *crungo.argv("run", busybox_reference, "sh", "-c", "ulimit -n")]
+    done = subprocess.run(command, env=crungo.environ(), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "40\n", "")
