@@ -15,12 +15,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["directories", "hierarchies", "kill", "make_child", "path_of", "remove", "remove_empty"]
+__all__ = ["claim_controllers", "directories", "hierarchies", "kill", "make_child", "path_of", "remove", "remove_empty"]
 
 ROOT = "/sys/fs/cgroup"
 SIGKILL = 9
 PATIENCE = 2.0
 """Seconds to wait for killed processes to leave: v1 has no event for it."""
+
+CONTROLLERS = frozenset(("cpu", "cpuset", "io", "memory", "pids"))
+ATTEMPTS = 10
+"""Processes may be forked while others move."""
 
 
 def path_of(identifier: str) -> str:
@@ -37,6 +41,42 @@ def directories(identifier: str, child: str = "") -> list[str]:
     except FileNotFoundError:
         return []
     return [path for path in candidates if os.path.isdir(path)]
+
+
+def claim_controllers(root: str = ROOT) -> None:
+    """Make the controllers of a v2 tree available to containers where what looks like its root is not.
+
+    Within a container, the root of the namespace of cgroups is an ordinary cgroup: as long as it has processes of its
+    own, it cannot give controllers to those below it (cgroups(7), "no internal processes"). They move to ``init``, one
+    below, where docker's and others' images for containers within containers put them. Where that is not allowed,
+    all stays as it was, and libcrun says which limit it could not set.
+    """
+    if not os.path.exists(f"{root}/cgroup.type"):  # only the true root has none; nor has a tree of v1
+        return
+    try:
+        wanted = _words(f"{root}/cgroup.controllers") & CONTROLLERS - _words(f"{root}/cgroup.subtree_control")
+        text = " ".join(f"+{name}" for name in sorted(wanted))
+        for _ in range(ATTEMPTS if wanted else 0):
+            try:
+                _write(f"{root}/cgroup.subtree_control", text)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                os.makedirs(f"{root}/init", 0o755, exist_ok=True)
+                _move_processes(root, f"{root}/init")
+            else:
+                return
+    except OSError:
+        return
+
+
+def _move_processes(source: str, target: str) -> None:
+    for pid in _processes(source):
+        if pid:  # 0 stands for one that cannot be named here: it is of a pid namespace further out
+            try:
+                _write(f"{target}/cgroup.procs", str(pid))
+            except ProcessLookupError:
+                pass
 
 
 def make_child(identifier: str, child: str) -> None:
@@ -118,6 +158,16 @@ def _below(top: str) -> Iterator[str]:
     for child in children:
         yield from _below(child)
     yield top
+
+
+def _words(path: str) -> frozenset[str]:
+    with open(path, encoding="ascii") as file:
+        return frozenset(file.read().split())
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "wb", buffering=0) as file:
+        file.write(text.encode())
 
 
 def _processes(directory: str) -> list[int]:

@@ -51,13 +51,14 @@ def second() -> NoReturn:
     """The second start: serves, and ends."""
     control = _socket.socket(fileno=CONTROL_FD)
     try:
-        from crungo.runtime import spawner
+        from crungo.runtime import cgroups, spawner
 
         os.set_inheritable(CONTROL_FD, False)
         for signum in spawner.IGNORED:
             syscalls.set_signal(signum, ignored=True)
         syscalls.set_name("crungo-spawner")
         syscalls.set_child_subreaper()
+        cgroups.claim_controllers()
         spawner.Spawner(control, sys.argv[1], sys.argv[2]).serve()
     except BaseException as error:  # the engine shall be told, whatever it was
         import traceback
