@@ -17,7 +17,7 @@ SOURCES := pyproject.toml MANIFEST.in README.md LICENSE NOTICE $(NATIVE) $(shell
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: bench bench-run bench-pull bench-thousand fuzz help setup check format test test-unit test-integration test-wheel demo build clean
+.PHONY: bench bench-run bench-pull bench-thousand fuzz help setup check format test test-unit test-integration test-wheel test-v2 demo build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,6 +43,9 @@ test-integration: $(STAMPS)/installed $(STAMPS)/host-test $(STAMPS)/wheelhouse $
 
 test-wheel: $(STAMPS)/installed $(STAMPS)/host-test $(STAMPS)/wheelhouse $(STAMPS)/debian-12 ## the wheel in a bare Debian 12
 	$(ROOT_PYTHON) -m pytest -p no:cacheprovider tests/integration/test_wheel.py
+
+test-v2: $(STAMPS)/installed $(STAMPS)/host-vm $(STAMPS)/debian-12 ## what depends on cgroup v2, in a virtual machine (minutes)
+	@$(ROOT_PYTHON) scripts/vm.py
 
 demo: $(STAMPS)/installed $(STAMPS)/host-demo ## a tour: pull and run from a throw-away registry
 	@$(ROOT_PYTHON) scripts/demo.py

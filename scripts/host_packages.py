@@ -31,12 +31,15 @@ GROUPS = {
     "demo": [],
     "bench": ["gcc", "libc6-dev", "mount", "util-linux", "iproute2", "curl"],
     "test": ["skopeo", "umoci", "tmux", "debootstrap", "mount", "util-linux"],
+    "vm": ["qemu-system-x86", "debootstrap", "e2fsprogs"],
 }  # fmt: skip
 PROGRAMS = {
     "bench": {"docker-registry": "docker-registry", "busybox-static": "busybox"},
     "demo": {"docker-registry": "docker-registry", "busybox-static": "busybox"},
     "test": {"docker-registry": "docker-registry", "busybox-static": "busybox"},
+    "vm": {"docker-registry": "docker-registry", "busybox-static": "busybox"},
 }
+KERNEL = "linux-image-cloud-amd64"
 
 
 def main(groups: list[str]) -> None:
@@ -53,6 +56,8 @@ def main(groups: list[str]) -> None:
         for group in groups:
             for package, program in PROGRAMS.get(group, {}).items():
                 provide(package, program)
+        if "vm" in groups:
+            provide_kernel(ROOT / "build" / "vm" / "linux")
 
 
 def python_packages() -> list[str]:
@@ -135,9 +140,24 @@ def provide(package: str, program: str) -> None:
     link.symlink_to(found)
 
 
+def provide_kernel(tree: Path) -> None:
+    """Unpack the kernel that virtual machines boot: the one that the meta-package depends on."""
+    if tree.is_dir():
+        return
+    if not have_lists() and apt(["update"]) != 0:
+        sys.exit("apt-get could not update its lists: see its messages above")
+    shown = subprocess.run(["apt-cache", "depends", KERNEL], capture_output=True, text=True, check=True).stdout
+    package = next((line.split()[-1] for line in shown.splitlines() if "Depends: linux-image-" in line), None)
+    if package is None:
+        sys.exit(f"apt-get knows no package {KERNEL}: the virtual machine boots Debian's kernel")
+    part = tree.with_name("linux.part")
+    unpack(package, part)
+    part.rename(tree)
+
+
 def unpack(package: str, tree: Path) -> None:
     shutil.rmtree(tree, ignore_errors=True)
-    tree.mkdir()
+    tree.mkdir(parents=True)
     print(f"unpacking: {package}", flush=True)
     download = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package]
     if subprocess.run(download, cwd=tree, capture_output=True, check=False).returncode:
