@@ -98,6 +98,7 @@ def call(parsed: Parsed, context: Context) -> int:
 
         # The helper, which unpacks, starts on another core while this process imports what it needs.
         spawner = SpawnerProcess.start(context.roots)
+        spawner.prepare_unpacking()
     from crungo.cli.pulling import execute
 
     return execute(options, context, spawner, here)

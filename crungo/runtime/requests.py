@@ -92,6 +92,10 @@ class SpawnerProcess:
             return errors.SpawnerDied("the helper process ended unexpectedly")
         return errors.SpawnerDied(f"the helper process failed: {self._last_words}")
 
+    def prepare_unpacking(self) -> None:
+        """Say that there will be much to unpack, and nothing to run that must not wait a moment longer."""
+        wire.send(self.control, {"op": "prepare"})
+
     def end_requests(self) -> None:
         """Close the control socket: what the spawner still owns is killed, and it ends."""
         try:

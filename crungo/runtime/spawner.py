@@ -147,6 +147,9 @@ class Spawner:
         if message["op"] == "end":
             self._orderly = True
             return
+        if message["op"] == "prepare":
+            _prepare_unpacking()
+            return
         channel = _socket.socket(fileno=fds.pop(0))
         kind = {"create": Container, "exec": Execution, "unpack": Unpacking}[message["op"]]
         try:
@@ -209,6 +212,19 @@ def _peer(sock: _socket.socket) -> int:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         os.close(writer)  # readable for ever
         return reader
+
+
+def _prepare_unpacking() -> None:
+    """Import what every unpacking child would else import for itself, at 7 ms each.
+
+    Only where asked for: it makes the children that create containers 0.7 ms slower.
+    """
+    from isal import igzip_lib  # noqa: F401 - decompress.prepare finds it
+
+    from crungo.runtime import unpack  # noqa: F401 - likewise
+
+    gc.collect()
+    gc.freeze()
 
 
 def _drain(fd: int) -> None:
