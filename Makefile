@@ -20,7 +20,7 @@ SOURCES := pyproject.toml MANIFEST.in README.md LICENSE NOTICE $(NATIVE) $(shell
 .PHONY: bench bench-run bench-pull bench-thousand fuzz help setup check format test test-unit test-integration test-wheel test-v2 demo build clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(STAMPS)/installed ## packages, .venv and the native module
 

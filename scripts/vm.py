@@ -79,7 +79,8 @@ def main(arguments: list[str]) -> int:
         sys.exit("no qemu, no kernel, or no Debian to boot: make test-v2 gets them")
     VM.mkdir(parents=True, exist_ok=True)
     disk, initramfs, result = VM / "disk.ext4", VM / f"initramfs-{os.getpid()}", VM / f"result-{os.getpid()}"
-    if not disk.exists():
+    # Its packages are those that the project wanted when it was made.
+    if not disk.exists() or disk.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
         make_disk(disk)
     try:
         make_initramfs(initramfs, arguments or [f"tests/integration/{name}.py" for name in TESTS])
