@@ -95,8 +95,13 @@ class Spawner:
                 return
             for task in list(self.tasks):
                 task.read_report()  # it may be the process that an unread report is about
-            if found.si_pid in self._children or any(task.pid == found.si_pid for task in self.tasks):
+            if found.si_pid in self._children:
                 return  # its own event is due, and brings us here again
+            if tasks := [task for task in self.tasks if task.pid == found.si_pid and task.pidfd >= 0]:
+                tasks[0].settle()  # no event is due where a tracer has let go of it
+                if tasks[0].pidfd >= 0:
+                    return  # the end of the child that made it is
+                continue
             os.waitpid(found.si_pid, 0)
 
     def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:

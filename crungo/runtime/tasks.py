@@ -56,7 +56,7 @@ class Task:
         self.doomed = True
         self.spawner.unwatch(self.channel.fileno())
         self._kill()
-        self._settle()
+        self.settle()
 
     def launch(self, work: Callable[[_socket.socket], None], fds: list[int]) -> None:
         """Fork the child that makes the process.
@@ -87,7 +87,7 @@ class Task:
                 self._fail(child.failure(ContainerError(f"create container: its helper ended with {code}")))
             if self.failed:
                 self._kill()
-            self._settle()
+            self.settle()
 
         try:
             self.spawner.fork(body, ended)
@@ -114,7 +114,7 @@ class Task:
             self.tell(message, tuple(fds))
             for fd in fds[1:]:
                 os.close(fd)
-            self.spawner.watch(self.pidfd, self._settle)
+            self.spawner.watch(self.pidfd, self.settle)
             self.spawner.watch(self.status, self._on_status)
             if self.doomed:
                 self._kill()
@@ -155,21 +155,28 @@ class Task:
             except ProcessLookupError:
                 pass
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Take the step that the state allows: reap the process, then clean up, then go."""
         if self.working:
             return  # init is not our child before the child that made it has ended
         if self.pidfd >= 0:
+            dead = _readable(self.pidfd)
             ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
-            if ended is None:
+            if ended is None and not dead:
                 return
+            if ended is None:
+                # It has ended, but a process of the container traces it: nobody else may reap it before that lets go,
+                # which is a SIGCHLD. Its descriptor would wake us all the time until then.
+                self.spawner.unwatch(self.pidfd)
+                if not self.doomed:
+                    return
             if self.status >= 0 and _readable(self.status):
                 self._on_status()
             self.spawner.close(self.pidfd)
             self.pidfd = -1
-            signaled = ended.si_code != os.CLD_EXITED
-            code = 128 + ended.si_status if signaled else ended.si_status
-            self.tell({"event": "exited", "code": code, "signal": ended.si_status if signaled else 0})
+            signaled = ended is None or ended.si_code != os.CLD_EXITED
+            status = SIGKILL if ended is None else ended.si_status
+            self.tell({"event": "exited", "code": 128 + status if signaled else status, "signal": status * signaled})
         if self.status >= 0:
             self.spawner.close(self.status)
             self.status = -1

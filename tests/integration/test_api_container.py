@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -340,3 +341,36 @@ async def test_without_an_engine(crungo: Crungo, busybox_reference: str, monkeyp
         assert container.stdin is not None
         await container.stdin.aclose()
         assert [piece.data async for piece in container.output()] == [b"1\n"]
+
+
+TRACER = """
+import ctypes, sys, time
+libc = ctypes.CDLL(None)
+assert libc.ptrace(0x4206, int(sys.stdin.readline()), 0, 0) == 0
+print("traced", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("let_go", [False, True])
+async def test_a_traced_process_keeps_nobody(crungo: Crungo, busybox_reference: str, let_go: bool) -> None:
+    """The dead that a process of the container traces are not the spawner's to reap, and must not hold it up."""
+    tracer = ["chroot", "/host", sys.executable, "-I", "-c", TRACER]
+    async with (
+        engine(crungo) as api,
+        api.container(busybox_reference, ["sleep", "1000"], volumes=["/:/host:ro"]) as container,
+        container.exec(tracer, stdin=True) as tracing,
+    ):
+        with anyio.fail_after(20):
+            async with container.exec(["sh", "-c", "echo $$; read x; exit 3"], stdin=True) as traced:
+                assert traced.stdin is not None
+                assert tracing.stdin is not None
+                await tracing.stdin.send(await line(traced) + b"\n")
+                assert await line(tracing) == b"traced"
+                await traced.stdin.aclose()
+                with anyio.move_on_after(0.5) as scope:
+                    await traced.wait()
+                assert scope.cancelled_caught, "it was reaped under its tracer"
+                if let_go:
+                    tracing.kill()
+                    assert await traced.wait() == 3
