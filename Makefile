@@ -17,7 +17,7 @@ SOURCES := pyproject.toml MANIFEST.in README.md LICENSE NOTICE $(NATIVE) $(shell
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: bench bench-run bench-pull bench-thousand fuzz help setup check format test test-unit test-integration test-wheel test-v2 demo build clean
+.PHONY: docs soak bench bench-run bench-pull bench-thousand fuzz help setup check format test test-unit test-integration test-wheel test-v2 demo build clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -63,13 +63,20 @@ bench-pull: $(BENCH) ## pulls, beside installed peers (the first time also makes
 bench-thousand: $(BENCH) ## a thousand containers at once
 	@$(ROOT_PYTHON) -m bench.thousand $(BENCH_OPTIONS)
 
+soak: $(STAMPS)/installed $(STAMPS)/host-demo ## ten thousand containers in a row: nothing may grow (minutes)
+	@$(ROOT_PYTHON) -m tests.soak 10000
+
+docs: $(STAMPS)/installed $(STAMPS)/venv-docs ## the documentation, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 fuzz: $(STAMPS)/installed ## feed the unpacker with damaged archives, for a minute
 	@$(ROOT_PYTHON) fuzz/run.py --seconds 60
 
 build: $(STAMPS)/dist ## an sdist and a wheel, in dist/
 
 clean: ## remove everything that make has made
-	@rm -rf build dist .venv .demo crungo.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis 2>/dev/null \
+	@rm -rf build dist site .venv .demo crungo.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis 2>/dev/null \
 	  || $(SUDO) rm -rf build dist .venv .demo crungo.egg-info
 	@rm -f crungo/runtime/_native.c crungo/runtime/_native.o crungo/runtime/_native*.so crungo/runtime/crungo-init
 	@find crungo tests scripts bench examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
@@ -84,7 +91,7 @@ $(STAMPS)/host-%: scripts/host_packages.py | $(STAMPS)
 	@touch $@
 
 $(STAMPS)/venv: scripts/make_venv.py pyproject.toml $(STAMPS)/host-build
-	@$(PYTHON) scripts/make_venv.py
+	@$(PYTHON) scripts/make_venv.py examples
 	@touch $@
 
 $(STAMPS)/venv-%: scripts/make_venv.py pyproject.toml $(STAMPS)/venv

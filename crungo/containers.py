@@ -161,8 +161,9 @@ class Container(Process):
         cpus: float | str | None = None,
         pids_limit: int | str | None = None,
     ) -> None:
-        """Change limits while it runs; what is not given stays. 0 (and -1, where it is a limit of ``pids_limit`` or
-        ``memory_swap``) lifts a limit. Setting ``memory`` sets the sum with swap to the same, as when it is made.
+        """Change limits while it runs; what is not given stays, and 0 or -1 lifts a limit.
+
+        Setting ``memory`` sets its sum with swap to the same, unless ``memory_swap`` says otherwise.
 
         Raises:
             UsageError: a value is malformed, or contradicts another.

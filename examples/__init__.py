@@ -1,0 +1,1 @@
+"""Programs that use crungo, each run by a test."""

@@ -1,0 +1,1 @@
+"""A database server for tests, and tests that use it."""
