@@ -116,7 +116,7 @@ def _run(words: list[str], state: _State) -> int:
     module = load(name)
     state.verb = name
     verb = module.VERB
-    line = parse(verb.flags, rest, interspersed=verb.interspersed)
+    line = parse(verb.flags, rest, interspersed=verb.interspersed, absent=verb.absent)
     if line.help:
         return _application([*name.split(), "--help"])
     check_arguments(verb, line.arguments, name=name)

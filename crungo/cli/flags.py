@@ -11,7 +11,7 @@ that start with a dash; ``-`` alone is an argument.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from crungo.errors import UsageError
@@ -73,6 +73,8 @@ class Verb:
     arguments: tuple[Argument, ...] = ()
     epilog: str = ""
     interspersed: bool = True
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Flags that users know from docker and podman and that are not here, with the reason, which is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +114,14 @@ def parse(
     *,
     interspersed: bool = True,
     help_names: Sequence[str] = ("--help",),
+    absent: Mapping[str, str] | None = None,
 ) -> Parsed:
-    """Read a command line.
+    """Read a command line; ``absent`` as in :class:`Verb`.
 
     Raises:
         UsageError: an unknown flag, or a flag without its value.
     """
-    reader = _Reader(flags, help_names)
+    reader = _Reader(flags, help_names, absent or {})
     rest: list[str] = []
     todo = list(arguments)
     while todo and not reader.help:
@@ -139,10 +142,11 @@ def parse(
 class _Reader:
     """Collects flags; the words that it is handed are taken from the front of the command line's rest."""
 
-    def __init__(self, flags: Iterable[Flag], help_names: Sequence[str]) -> None:
+    def __init__(self, flags: Iterable[Flag], help_names: Sequence[str], absent: Mapping[str, str]) -> None:
         self._flags = tuple(flags)
         self._by_name = {name: flag for flag in self._flags for name in flag.names}
         self._help_names = help_names
+        self._absent = absent
         self._switches: dict[str, bool] = {}
         self._values: dict[str, list[str]] = {}
         self.help = False
@@ -166,6 +170,7 @@ class _Reader:
             if name in self._help_names:
                 self.help = True
                 return
+            self._refuse_absent(name)
             raise UsageError(f"unknown flag: {_shown(name)}", hint=self._suggestion(name))
         self._take(flag, name, value if equals else None, todo)
 
@@ -178,6 +183,7 @@ class _Reader:
                 if name in self._help_names:
                     self.help = True
                     return
+                self._refuse_absent(name)
                 raise UsageError(f"unknown shorthand flag: {_shown(name)} in {_shown(word)}")
             if flag.kind == "switch" and not letters.startswith("="):
                 self._take(flag, name, None, todo)
@@ -195,10 +201,14 @@ class _Reader:
             value = todo.pop(0)
         self._values.setdefault(flag.key, []).append(value)
 
+    def _refuse_absent(self, name: str) -> None:
+        if name in self._absent:
+            raise UsageError(f"{name} is not supported: {self._absent[name]}")
+
     def _suggestion(self, name: str) -> str | None:
         from difflib import get_close_matches  # on the way to an error, time is of no matter
 
-        found = get_close_matches(name, [known for known in self._by_name if known.startswith("--")], n=1)
+        found = get_close_matches(name, [known for known in self._by_name if known.startswith("--")], n=1, cutoff=0.75)
         return f"did you mean {found[0]}?" if found else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crungo.cli.flags import Flag
 
-__all__ = ["FLAGS"]
+__all__ = ["ABSENT", "FLAGS"]
 
 _PROCESS = "Process"
 _TERMINAL = "Terminal and streams"
@@ -112,3 +112,16 @@ FLAGS = (
     Flag(name="--quiet", short="-q", kind="switch", panel=_IMAGE, help="Show no progress of a pull."),
     Flag(name="--rootfs", kind="switch", panel=_IMAGE, help="IMAGE is a directory to use as the root, as it is."),
 )
+
+_ATTENDED = "a container ends with the command that runs it"
+_TWO_NETWORKS = "a container has no network but its own loopback, or the host's (--network none|host)"
+_OWN = "a container has namespaces of its own"
+
+ABSENT = {
+    **dict.fromkeys(("-d", "--detach", "--restart", "--replace"), _ATTENDED),
+    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--ip", "--network-alias"), _TWO_NETWORKS),
+    **dict.fromkeys(("--userns", "--pid", "--ipc", "--uts", "--cgroupns"), _OWN),
+    "--volumes-from": "volumes are paths of the host (-v HOST:PATH)",
+    "--gpus": "name device nodes instead (--device)",
+}
+"""What users of docker and podman may try, and why it is not here."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crungo.cli.flags import Argument, Verb
-from crungo.cli.run_flags import FLAGS
+from crungo.cli.run_flags import ABSENT, FLAGS
 from crungo.config import ContainerConfig
 from crungo.errors import UsageError
 from crungo.io.fds import ensure_standard_fds
@@ -40,6 +40,7 @@ VERB = Verb(
     ),
     epilog="Exit code: the command's own; 125 crungo failed, 126 not executable, 127 not found, 128+n signal n.",
     interspersed=False,
+    absent=ABSENT,
 )
 _FILE_LIMIT = 16 << 20
 
