@@ -26,8 +26,11 @@ def packages_layer(*names: str) -> Layer:
         archives = part.with_name(f"{part.name}-archives")
         for folder in (part, archives):
             folder.mkdir(parents=True)
-        command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *_closure(names)]
-        subprocess.run(command, cwd=archives, check=True, capture_output=True)
+        try:
+            _download(names, archives)
+        except subprocess.CalledProcessError:  # a machine whose lists are missing, or name versions that are gone
+            subprocess.run(["apt-get", "-qq", "update"], check=True, capture_output=True)
+            _download(names, archives)
         for archive in sorted(archives.glob("*.deb")):
             subprocess.run(["dpkg-deb", "--extract", archive, part], check=True)
             archive.unlink()
@@ -36,23 +39,25 @@ def packages_layer(*names: str) -> Layer:
     return _layer(tree)
 
 
-def _closure(names: tuple[str, ...]) -> list[str]:
+def _download(names: tuple[str, ...], folder: Path) -> None:
+    command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *sorted(_closure(names))]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def _closure(names: tuple[str, ...]) -> set[str]:
     """The packages, and their dependencies as far as they are libraries."""
-    found: list[str] = []
-    waiting = list(names)
+    found: set[str] = set()
+    waiting = set(names)
     while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.append(name)
-        shown = subprocess.run(
-            ["apt-cache", "depends", "--important", "--no-recommends", "--no-suggests", name],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        found |= waiting
+        command = ["apt-cache", "depends", "--important", "--no-recommends", "--no-suggests", *sorted(waiting)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        waiting = set()
         for line in shown.stdout.splitlines():
             kind, _, needed = line.strip().partition(": ")
             if kind.removeprefix("|") in ("Depends", "PreDepends") and needed.startswith(("lib", "lua")):
-                waiting.append(needed.partition(":")[0])
+                waiting.add(needed.partition(":")[0])
+        waiting -= found
     return found
 
 
