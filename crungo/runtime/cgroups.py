@@ -34,12 +34,7 @@ def path_of(identifier: str) -> str:
 
 def directories(identifier: str, child: str = "") -> list[str]:
     """The directories of a container's cgroup: one on v2, one in each hierarchy on v1; or of ``child`` below it."""
-    name = path_of(identifier) + child
-    candidates = [f"{ROOT}{name}"]
-    try:
-        candidates += [f"{ROOT}/{entry}{name}" for entry in os.listdir(ROOT)]
-    except FileNotFoundError:
-        return []
+    candidates = [root + path_of(identifier) + child for root in hierarchies()]
     return [path for path in candidates if os.path.isdir(path)]
 
 
@@ -93,18 +88,23 @@ def make_child(identifier: str, child: str) -> None:
 def kill(identifier: str, child: str = "") -> None:
     """Send SIGKILL to every process in the container's cgroup and in the ones below it."""
     for top in directories(identifier, child):
-        for directory in _below(top):
-            for pid in _processes(directory):
-                try:
-                    os.kill(pid, SIGKILL)
-                except ProcessLookupError:
-                    pass
+        try:
+            _write(f"{top}/cgroup.kill", "1")  # at one stroke, so that no fork is missed
+        except OSError:  # v1, a kernel older than 5.14, or nothing to kill any more
+            for directory in _below(top):
+                for pid in _processes(directory):
+                    try:
+                        os.kill(pid, SIGKILL)
+                    except ProcessLookupError:
+                        pass
 
 
 def hierarchies() -> list[str]:
-    """Where cgroups can be: the root of the v2 tree, and those of the v1 trees."""
+    """Where cgroups can be: the root of the v2 tree, or those of the v1 trees."""
+    if os.path.exists(f"{ROOT}/cgroup.controllers"):
+        return [ROOT]  # the directories below it are cgroups of others
     try:
-        return [ROOT, *(entry.path for entry in os.scandir(ROOT) if entry.is_dir(follow_symlinks=False))]
+        return [entry.path for entry in os.scandir(ROOT) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
 
@@ -166,8 +166,12 @@ def _words(path: str) -> frozenset[str]:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "wb", buffering=0) as file:
-        file.write(text.encode())
+    """Write to a control file; one that is missing is never made."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def _processes(directory: str) -> list[int]:
