@@ -7,6 +7,7 @@ whatever reason, ends it with all that runs inside.
 from __future__ import annotations
 
 import json
+import select
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import to_thread
 
-from crungo.errors import NotRunning, SpawnerDied
+from crungo.errors import CrungoError, NotRunning, SpawnerDied
 from crungo.process import Completed, Process, Stdio, run_to_end
 from crungo.runtime.requests import error_from
 
@@ -75,6 +76,13 @@ class Container(Process):
         """Whether anything of it may still be there, also after its program's end."""
         return "gone" not in self._events
 
+    def _has_ended(self) -> bool:
+        if self._pidfd < 0 or self.returncode is not None:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
     # Further processes.
 
     @asynccontextmanager
@@ -85,12 +93,19 @@ class Container(Process):
 
         Raises:
             CommandNotFound, CommandNotExecutable: its program cannot be started.
-            NotRunning, LibcrunError: the container has ended, or is paused.
+            NotRunning: the container has ended.
+            LibcrunError: it is paused.
             UsageError: a value is malformed.
         """
         from crungo.fields import configure_exec
 
-        process = await self._execute(configure_exec(command, fields))
+        config = configure_exec(command, fields)
+        try:
+            process = await self._execute(config)
+        except CrungoError as error:
+            if self._has_ended():  # whatever was in its way then
+                raise NotRunning(f"container {self.id[:12]} is not running") from error
+            raise
         try:
             yield process
         finally:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from crungo import ContainerConfig, Engine
-from crungo.errors import CommandNotExecutable, CommandNotFound, ContainerError, UsageError
+from crungo.errors import CommandNotExecutable, CommandNotFound, ContainerError, NotRunning, UsageError
 
 if TYPE_CHECKING:
     from tests.support.command import Crungo
@@ -100,3 +100,10 @@ async def test_waiting_containers_have_the_limits_and_the_user(crungo: Crungo, b
         assert uid == b"1000"
         assert int(effective.split()[1], 16) == 0
         assert int(descriptors) == 4, "three, and the one that ls reads with"
+
+
+async def test_a_container_that_has_ended_runs_nothing(crungo: Crungo, busybox_reference: str) -> None:
+    async with Engine(root=crungo.root, run=crungo.run) as engine, engine.container(busybox_reference, ["true"]) as box:
+        await box.wait()
+        with pytest.raises(NotRunning, match="is not running"):
+            await box.run(["true"])
