@@ -106,18 +106,23 @@ class Engine:
             return
         if self._guard is not None:
             self._guard.disarm()
-        with anyio.CancelScope(shield=True):
-            spawner.end_requests()
-            await anyio.wait_readable(spawner.pidfd)
-            if not spawner.reap():
-                # Killed: the first thing that a successor does is to remove what it left.
-                successor = await to_thread.run_sync(SpawnerProcess.start, self.roots)
-                successor.end_requests()
-                await anyio.wait_readable(successor.pidfd)
-                successor.reap()
-        for lease in self._leases.values():
-            lease.close()
-        self._leases.clear()
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._end(spawner)
+        finally:  # in a loop that was closed, nothing can be awaited
+            for lease in self._leases.values():
+                lease.close()
+            self._leases.clear()
+
+    async def _end(self, spawner: SpawnerProcess) -> None:
+        spawner.end_requests()
+        await anyio.wait_readable(spawner.pidfd)
+        if not spawner.reap():
+            # Killed: the first thing that a successor does is to remove what it left.
+            successor = await to_thread.run_sync(SpawnerProcess.start, self.roots)
+            successor.end_requests()
+            await anyio.wait_readable(successor.pidfd)
+            successor.reap()
 
     @property
     def spawner(self) -> SpawnerProcess:

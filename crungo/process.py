@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Completed", "Process", "Stdio", "run_to_end"]
 
 READ_SIZE = 1 << 20
+KILL_LIMIT = 2.0
+"""Seconds that a killed process may take to end; a first process waits for all others of its container."""
+
 CLEAN_UP_LIMIT = 30.0
 """Seconds that leaving a block waits for the spawner's word that nothing is left."""
 
@@ -207,7 +210,12 @@ class Process:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
             return
-        await anyio.wait_readable(self._pidfd)
+        with anyio.move_on_after(KILL_LIMIT):
+            await anyio.wait_readable(self._pidfd)
+            try:  # where we are the subreaper, or process 1, it is ours now
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it does not wait
+            except ChildProcessError:
+                pass
 
     # From here on for the engine.
 

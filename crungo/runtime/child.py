@@ -122,7 +122,7 @@ def execute(request: dict[str, Any], cgroup: str, places: Places, handlers: Hand
     log_to(LOG_FD if request["debug"] else -1, debug=request["debug"], errors=STATUS_FD)
     syscalls.set_child_subreaper()  # as above: a short process may have ended before it is reported
     identifier = request["id"]
-    folder = f"{places.run}/exec-{os.getpid()}"
+    folder = f"{places.work}/exec-{os.getpid()}"
     os.mkdir(folder, 0o700)
     os.chdir(folder)
     try:

@@ -36,6 +36,7 @@ class SpawnerProcess:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self._last_words = ""
+        self._lost = False
 
     @classmethod
     def start(cls, roots: Roots) -> SpawnerProcess:
@@ -81,6 +82,7 @@ class SpawnerProcess:
 
     def died(self) -> errors.SpawnerDied:
         """The error for a spawner that is gone, with its last words if it left any."""
+        self._lost = True
         try:
             self.control.setblocking(False)
             message, _ = wire.recv(self.control)
@@ -108,9 +110,9 @@ class SpawnerProcess:
     def reap(self) -> bool:
         """Wait for the end of the process, and forget it; False when it did not end in good order.
 
-        Someone who waits for any child may have been faster: then nobody knows.
+        Someone who waits for any child may have been faster: then it did not if it was missed before.
         """
-        orderly = True
+        orderly = not self._lost
         if self.pidfd < 0:
             return orderly
         try:

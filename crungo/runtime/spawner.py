@@ -56,6 +56,7 @@ class Spawner:
         self._orderly = False
         self._engine = _peer(control)
         self.places.make()
+        self.places.make_work()
         self.handlers = _load_handlers(self.places)
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Every container costs a few descriptors here; the container itself gets what the caller had.
@@ -78,6 +79,7 @@ class Spawner:
                 if self._watched.get(fd) is handler:
                     handler()
             self._reap_orphans()
+        remove_tree(self.places.work)
         if not self._orderly:
             self._sweep_store()
 
@@ -188,6 +190,7 @@ class Spawner:
 
     def _sweep(self) -> None:
         """Remove what owners that were killed, together with their spawner, have left."""
+        self.places.sweep_work()
         for claim in self.places.leftovers():
             self._remove(claim)
 
@@ -199,7 +202,7 @@ def _load_handlers(places: Places) -> Handlers:
     """libcrun loads handler libraries from a folder; ours is the extension module itself."""
     from crungo.runtime import _native
 
-    folder = f"{places.run}/handlers-{os.getpid()}"
+    folder = f"{places.work}/handlers"
     os.mkdir(folder, 0o700)
     try:
         os.symlink(os.path.abspath(_native.__file__), f"{folder}/crungo.so")

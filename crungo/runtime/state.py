@@ -3,6 +3,7 @@
     <root>/containers/<id>/   made by the spawner, which holds flock(2) on it as long as the container lives
     <root>/names/<name>       a symbolic link to ../containers/<id>
     <run>/containers/<id>/    libcrun's state
+    <run>/work-<random>/      a spawner's own folder, locked by it likewise
 
 A directory that can be locked has no living owner: it is left over from a crash, and anybody may remove it. There is no
 daemon to ask and no process id to compare, and the kernel drops a lock on every way out of a process.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "Claim", "Overrun", "Places", "remove_tree"]
 
+WORK_PREFIX = "work-"
 DEPTH_LIMIT = 200
 
 
@@ -33,6 +35,7 @@ class Places:
         self.names = f"{root}/names"
         self.state = f"{run}/containers"
         self.run = run
+        self.work = ""
 
     def make(self) -> None:
         """Create them; only their owner may look inside."""
@@ -50,7 +53,8 @@ class Places:
             raise ContainerError(f"container {identifier}: the id is taken") from None
         finally:
             os.close(folder)
-        assert lock is not None, "leftovers are only looked for by who has the folder alone"
+        if lock is None:
+            raise ContainerError(f"container {identifier}: its directory cannot be locked")
         claim = Claim(self, identifier, name, lock)
         if name is not None:
             try:
@@ -71,6 +75,31 @@ class Places:
         for identifier, lock in locks.items():
             if lock is not None:
                 yield Claim(self, identifier, self._name_of(identifier), lock)
+
+    def make_work(self) -> None:
+        """Make a folder for what lasts no longer than the calling process; ``work`` is its path from now on."""
+        self.work = f"{self.run}/{WORK_PREFIX}{os.urandom(8).hex()}"
+        folder = _lock_folder(self.containers, fcntl.LOCK_SH)
+        try:
+            os.mkdir(self.work, 0o700)
+            _lock(self.work)  # for good: it ends with the process
+        finally:
+            os.close(folder)
+
+    def sweep_work(self) -> None:
+        """Remove the folders of processes that were killed."""
+        names = [name for name in os.listdir(self.run) if name.startswith(WORK_PREFIX)]
+        if len(names) < 2:  # our own
+            return
+        folder = _lock_folder(self.containers, fcntl.LOCK_EX)
+        try:
+            locks = {name: _lock(f"{self.run}/{name}") for name in names}
+        finally:
+            os.close(folder)
+        for name, lock in locks.items():
+            if lock is not None:
+                remove_tree(f"{self.run}/{name}")
+                os.close(lock)
 
     def _take_name(self, name: str, identifier: str) -> None:
         link = f"{self.names}/{name}"

@@ -96,7 +96,8 @@ def nothing_left(request: pytest.FixtureRequest, subreaper: None) -> Iterator[No
         if name in request.fixturenames:
             command: Crungo = request.getfixturevalue(name)
             # All of the run root counts, and of the store what belongs to containers and to unfinished work.
-            folders += [command.run, command.root / "containers", command.root / "names", command.root / "tmp"]
+            folders += [command.run, command.root / "containers", command.root / "names"]
+            folders += [command.root / "ingest", command.root / "leases"]
     before = Snapshot.take(folders)
     yield
     if left := settle(before, folders):

@@ -91,6 +91,24 @@ def test_what_is_just_being_made_is_no_leftover(places: Places) -> None:
     assert found == []
 
 
+def test_the_folder_of_a_killed_spawner_is_swept(places: Places) -> None:
+    other = Places(os.path.dirname(places.containers), places.run)
+    other.make_work()
+    (Path(other.work) / "exec-1").mkdir()
+    places.make_work()
+    places.sweep_work()
+    assert os.path.isdir(f"{other.work}/exec-1"), "its owner lives"
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if os.readlink(f"/proc/self/fd/{descriptor}") == other.work:
+                os.close(descriptor)  # as the kernel does for a killed process
+        except FileNotFoundError:
+            continue
+    places.sweep_work()
+    assert not os.path.exists(other.work)
+    assert os.path.isdir(places.work)
+
+
 def test_removal_follows_no_link_and_minds_no_name(tmp_path: Path) -> None:
     keep = tmp_path / "keep"
     keep.mkdir()
