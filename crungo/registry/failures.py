@@ -71,6 +71,8 @@ def _reason(link: BaseException) -> str | None:
     """One link of a chain of causes, in words, where it knows more than the others."""
     if isinstance(link, socket.gaierror):
         return "its name does not resolve" if link.errno == socket.EAI_NONAME else printable(link.strerror or "")
+    if isinstance(link, BlockingIOError):
+        return None  # what a wait began with, whose end is another link's to tell
     if isinstance(link, OSError) and link.errno is not None:
         return os.strerror(link.errno).lower() if link.errno in errno.errorcode else None
     return None

@@ -195,7 +195,7 @@ async def test_bombs(kind: str, registry: FakeRegistry, store: Store, pulls: Pul
     with Untouched(store), pytest.raises(LayerError) as caught:
         await pulls(registry.add(source), store, limits=PullLimits(layer_size=LIMIT))
     assert clear(caught.value)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 20
 
 
 async def test_trailing_garbage_after_compression(registry: FakeRegistry, store: Store, pulls: Pulls) -> None:

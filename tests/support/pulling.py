@@ -50,11 +50,16 @@ async def spawner(roots: Roots) -> AsyncIterator[SpawnerProcess]:
 
 
 class Pulls:
-    """Pulls into stores below one folder, by one spawner; each has its own client unless it is given one."""
+    """Pulls by one spawner; each has its own client unless it is given one."""
 
     def __init__(self, process: SpawnerProcess, *, timeouts: Timeouts | None = None) -> None:
         self.unpacker = SpawnerUnpacker(process)
+        self._process = process
         self._timeouts = timeouts
+
+    def with_timeouts(self, timeouts: Timeouts) -> Pulls:
+        """The same, more or less patient."""
+        return Pulls(self._process, timeouts=timeouts)
 
     async def __call__(
         self,
