@@ -97,7 +97,7 @@ class Engine:
         self._limiter = anyio.CapacityLimiter(self._start_limit)
         if self._spawner is None:
             self._spawner = await to_thread.run_sync(SpawnerProcess.start, self.roots)
-        self._guard = LoopGuard(self._spawner.end_requests)
+        self._guard = LoopGuard(self._abandon)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -109,10 +109,19 @@ class Engine:
         try:
             with anyio.CancelScope(shield=True):
                 await self._end(spawner)
-        finally:  # in a loop that was closed, nothing can be awaited
-            for lease in self._leases.values():
-                lease.close()
-            self._leases.clear()
+        finally:
+            self._close_leases()
+
+    def _abandon(self) -> None:
+        """The loop is closed: nothing can be awaited any more."""
+        if self._spawner is not None:
+            self._spawner.end_requests()
+        self._close_leases()
+
+    def _close_leases(self) -> None:
+        for lease in self._leases.values():
+            lease.close()
+        self._leases.clear()
 
     async def _end(self, spawner: SpawnerProcess) -> None:
         spawner.end_requests()
