@@ -41,13 +41,17 @@ async def test_a_hundred_in_a_row(crungo: Crungo, busybox_reference: str, anyio_
     with as_it_was(crungo):
         async with Engine(root=crungo.root, run=crungo.run) as engine:
             script = "echo out $0; echo err $0 >&2; echo file > /file; exit $(($0 % 7))"
-            steady: list[tuple[int, int]] = []
+            ours: list[int] = []
+            spawners: list[int] = []
             for number in range(100):
                 done = await engine.run(busybox_reference, ["sh", "-c", script, str(number)])
                 assert done.returncode == number % 7
                 assert (done.stdout, done.stderr) == (b"out %d\n" % number, b"err %d\n" % number)
-                steady.append((descriptors_of(os.getpid()), descriptors_of(engine.spawner.pid)))
-            assert steady[-1] == steady[1], "descriptors pile up"
+                ours.append(descriptors_of(os.getpid()))
+                spawners.append(descriptors_of(engine.spawner.pid))
+            # The spawner may still be at work for the last one, with a few that it gives back.
+            assert max(ours[-20:]) <= max(ours[:20]) + 1, "descriptors pile up"
+            assert max(spawners[-20:]) <= max(spawners[:20]) + 1, "descriptors pile up"
 
 
 @on_both
