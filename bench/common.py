@@ -17,7 +17,7 @@ import sys
 import time
 import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -75,7 +75,22 @@ def workspace() -> Iterator[Path]:
     # libcrun's and podman's makers of temporary files look here.
     os.environ["TMPDIR"] = str(folder / "tmp")
     (folder / "tmp").mkdir()
-    yield folder
+    before = set(_peers_cgroups())
+    try:
+        yield folder
+    finally:
+        for place in reversed(list(_peers_cgroups())):
+            if place not in before:
+                with suppress(OSError):
+                    place.rmdir()
+
+
+def _peers_cgroups() -> Iterator[Path]:
+    """The control groups that docker and podman keep their containers in, and leave, parents first."""
+    for name in ("docker", "libpod_parent"):
+        for top in [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+            yield top
+            yield from (path for path in sorted(top.rglob("*")) if path.is_dir())
 
 
 def _mount_tmpfs(place: Path) -> None:

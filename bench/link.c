@@ -124,6 +124,8 @@ int main (int argc, char **argv)
       if (ways[i].packets == MAP_FAILED)
         err (1, "mmap");
     }
+  /* A wire does not wait for a processor. Where that is not allowed, figures are worse on a busy machine. */
+  sched_setscheduler (0, SCHED_FIFO, &(struct sched_param) { .sched_priority = 1 });
   prctl (PR_SET_TIMERSLACK, 1000, 0, 0, 0);
   int timer = timerfd_create (CLOCK_MONOTONIC, TFD_CLOEXEC);
   while (waitpid (child, NULL, WNOHANG) == 0)
