@@ -79,10 +79,10 @@ def workspace() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for place in reversed(list(_peers_cgroups())):
-            if place not in before:
+        for group in reversed(list(_peers_cgroups())):
+            if group not in before:
                 with suppress(OSError):
-                    place.rmdir()
+                    group.rmdir()
 
 
 def _peers_cgroups() -> Iterator[Path]:
