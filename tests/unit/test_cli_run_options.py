@@ -12,9 +12,9 @@ from crungo.config import ContainerConfig, Device, Mount, Ulimit
 from crungo.errors import UsageError
 
 FILES = {
-    "/work/env": b"A=file\nB=file\nHOME\n",
+    "/srv/env": b"A=file\nB=file\nHOME\n",
     "/etc/p.json": b'{"defaultAction": "SCMP_ACT_ALLOW"}',
-    "/work/l": b"a=1\n",
+    "/srv/l": b"a=1\n",
     "/bad": b"\xff",
 }
 
@@ -25,7 +25,7 @@ def read(path: str) -> bytes:
     return FILES[path]
 
 
-AROUND = Surroundings(environ={"HOME": "/root"}, cwd="/work", read=read)
+AROUND = Surroundings(environ={"HOME": "/root"}, cwd="/srv", read=read)
 
 
 def options(*words: str) -> RunOptions:
@@ -60,7 +60,7 @@ BIND = ("rbind", "rprivate")
             ["-v", "./d:/d:ro", "--volume", "/h:/e"],
             "mounts",
             (
-                Mount(type="bind", source="/work/d", target="/d", options=(*BIND, "ro")),
+                Mount(type="bind", source="/srv/d", target="/d", options=(*BIND, "ro")),
                 Mount(type="bind", source="/h", target="/e", options=(*BIND, "rw")),
             ),
         ),

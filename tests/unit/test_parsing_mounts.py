@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def volume(text: str) -> Mount:
-    return parse_volume(text, cwd="/work/here")
+    return parse_volume(text, cwd="/srv/here")
 
 
 def mount(text: str) -> Mount:
-    return parse_mount(text, cwd="/work/here")
+    return parse_mount(text, cwd="/srv/here")
 
 
 def test_volume_defaults() -> None:
@@ -33,11 +33,11 @@ def test_volume_defaults() -> None:
 @pytest.mark.parametrize(
     ("source", "absolute"),
     [
-        ("./d", "/work/here/d"),
-        ("d/e", "/work/here/d/e"),
-        (".", "/work/here"),
-        ("..", "/work"),
-        ("~/d", "/work/here/~/d"),
+        ("./d", "/srv/here/d"),
+        ("d/e", "/srv/here/d/e"),
+        (".", "/srv/here"),
+        ("..", "/srv"),
+        ("~/d", "/srv/here/~/d"),
     ],
 )
 def test_relative_sources_start_from_the_working_directory(source: str, absolute: str) -> None:
@@ -96,7 +96,7 @@ def test_malformed_volumes(text: str, why: str) -> None:
         ),
         (
             "type=bind,src=data,dst=/b,ro",
-            Mount(type="bind", source="/work/here/data", target="/b", options=("rbind", "rprivate", "ro")),
+            Mount(type="bind", source="/srv/here/data", target="/b", options=("rbind", "rprivate", "ro")),
         ),
         (
             'type=bind,"src=/a,b",destination=/b,readonly=true',
