@@ -106,17 +106,16 @@ class Engine:
             return
         if self._guard is not None:
             self._guard.disarm()
-        try:
-            with anyio.CancelScope(shield=True):
-                await self._end(spawner)
-        finally:
-            self._close_leases()
+        # First: until the spawner is told that this end is in order, it would remove what a killed process leaves.
+        self._close_leases()
+        with anyio.CancelScope(shield=True):
+            await self._end(spawner)
 
     def _abandon(self) -> None:
         """The loop is closed: nothing can be awaited any more."""
+        self._close_leases()
         if self._spawner is not None:
             self._spawner.end_requests()
-        self._close_leases()
 
     def _close_leases(self) -> None:
         for lease in self._leases.values():

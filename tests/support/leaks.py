@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ STANDING = frozenset({"containers"})
 """Directories of a run root that stay once they are made; what is in them counts."""
 DOWNLOADS = (".part", ".part.extents")
 """What a broken-off pull has fetched of a blob: the next pull goes on from there."""
+_CONTAINER = re.compile(r".*/containers/([0-9a-f]{64})(?: \(deleted\))?")
 LASTING = ".cache"
 """libcrun's cache of compiled seccomp filters, one for each profile whatever the number of containers."""
 
@@ -173,6 +175,7 @@ def _mounts() -> list[str]:
 def _cgroups(own: set[int]) -> list[str]:
     """crungo's cgroups of every hierarchy, except those that hold only processes of somebody else."""
     found = []
+    foreign: set[str] | None = None
     for folder, subfolders, _ in os.walk(CGROUPS):
         for name in subfolders:
             path = os.path.join(folder, name)
@@ -182,8 +185,24 @@ def _cgroups(own: set[int]) -> list[str]:
                 members = {int(pid) for pid in Path(path, "cgroup.procs").read_text().split()}
             except OSError:
                 continue
-            if not members or members & own:
+            if not members:  # of a container at its beginning or its end
+                foreign = _claims_of_others(own) if foreign is None else foreign
+                if not any(identifier in path for identifier in foreign):
+                    found.append(path)
+            elif members & own:
                 found.append(path)
+    return found
+
+
+def _claims_of_others(own: set[int]) -> set[str]:
+    """The containers of others' spawners: the lock of a container's directory is held until its cgroup is gone."""
+    found = set()
+    for pid in os.listdir("/proc"):
+        if pid.isdigit() and int(pid) not in own:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(f"/proc/{pid}/fd"):
+                    if match := _CONTAINER.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}")):
+                        found.add(match[1])
     return found
 
 
