@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crungo.runtime import unpack, wire
+from crungo.runtime import wire
+from tests.support.leaks import become_subreaper
 from tests.support.tarballs import Entry, archive
 
 
@@ -26,21 +29,62 @@ class Outcome:
         return str(self.message["message"]) if self.message["event"] == "error" else ""
 
 
+# The unpacker's child must be forked from a process of one thread, as the spawner is; a process of tests never is one.
+# The child is forked twice, so that it becomes ours (the tests are a subreaper) and can be waited for here.
+TEMPLATE = """
+import os, sys, _socket
+from crungo.runtime import unpack, wire
+control = _socket.socket(fileno=int(sys.argv[1]))
+while True:
+    options, fds = wire.recv(control)
+    if options is None:
+        os._exit(0)
+    reader, writer = os.pipe()
+    first = os.fork()
+    if first == 0:
+        pid = os.fork()
+        if pid:
+            os.write(writer, b"%d" % pid)
+            os._exit(0)
+        os.close(reader)
+        os.close(writer)
+        control.close()
+        try:
+            unpack.run(fds[0], fds[1], _socket.socket(fileno=fds[2]), **options)
+        finally:
+            os._exit(0)
+    os.waitpid(first, 0)
+    wire.send(control, {"pid": int(os.read(reader, 20))})
+    for fd in (reader, writer, *fds):
+        os.close(fd)
+"""
+
+
+def _start_template() -> _socket.socket:
+    ours, theirs = wire.pair()
+    os.set_inheritable(theirs.fileno(), True)
+    program = [sys.executable, "-c", TEMPLATE, str(theirs.fileno())]
+    os.posix_spawn(sys.executable, program, os.environ)
+    theirs.close()
+    return ours
+
+
+_template = _start_template()  # before any test looks at which processes and descriptors there are
+
+
 class Running:
     """A child that unpacks; the caller says how much of the blob there is."""
 
     def __init__(self, blob: Path, directory: Path, **options: Any) -> None:
         options.setdefault("limit", 1 << 40)
+        become_subreaper()
         self.channel, its = wire.pair()
         blob_fd = os.open(blob, os.O_RDONLY)
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                self.channel.close()
-                unpack.run(blob_fd, directory_fd, its, **options)
-            finally:
-                os._exit(0)
+        wire.send(_template, options, [blob_fd, directory_fd, its.fileno()])
+        reply, _ = wire.recv(_template)
+        assert reply is not None
+        self.pid: int = reply["pid"]
         its.close()
         os.close(blob_fd)
         os.close(directory_fd)
