@@ -82,12 +82,11 @@ async def test_killed_at_any_moment(
     for _ in range(KILLS):
         roots = Roots(root=str(tmp_path / "root"), run=str(tmp_path / "run"))
         pid = starters[0].start(text, roots)
-        in_time = not starters[0].ended(dice.uniform(0, whole))
-        if in_time:
+        if not starters[0].ended(dice.uniform(0, whole)):
             os.kill(pid, signal.SIGKILL)
         code, said = starters[0].end()
-        assert code == (-signal.SIGKILL if in_time else 0), said
-        late += not in_time
+        assert code in (0, -signal.SIGKILL), said
+        late += code == 0  # it may end between the look and the kill
         store = Store(roots)
         store.layout.create()
         assert unverified(store) == []
