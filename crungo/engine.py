@@ -348,7 +348,6 @@ class Engine:
             "files": {file: text.encode() for file, text in files.items()},
             "tty": config.tty,
             "debug": log >= 0,
-            "start": True,
             "await_command": command >= 0,
         }
         assert self._limiter is not None

@@ -35,7 +35,6 @@ __all__ = [
     "execute",
     "failure",
     "remove",
-    "start",
     "update",
 ]
 
@@ -78,7 +77,7 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _socket.socket) -> None:
-    """Assemble the root, create the container and, unless only that was asked for, start it.
+    """Assemble the root, create the container, and start it.
 
     Reports ``{"pid": n}`` with a pidfd of init and, with a terminal, the PTY's master.
     """
@@ -108,13 +107,7 @@ def create(request: dict[str, Any], claim: Claim, handlers: Handlers, report: _s
     if console is not None:
         fds.append(console.take_master())
     wire.send(report, {"event": "created", "pid": pid, "user": user}, fds)
-    if request["start"]:
-        crun.go_on()
-
-
-def start(places: Places, identifier: str) -> None:
-    """Start a created container."""
-    Libcrun(state_root=places.state, identifier=identifier, bundle="/").start()
+    crun.start()
 
 
 def execute(request: dict[str, Any], cgroup: str, places: Places, handlers: Handlers, report: _socket.socket) -> None:

@@ -93,17 +93,12 @@ class Libcrun:
         self._call("create", lib.libcrun_container_create, self._context, spec.pointer, 0)
 
     def start(self) -> None:
-        """Let the init of a created container go on to its exec."""
-        self._call("start", lib.libcrun_container_start, self._context, self._strings["id"])
+        """Let the init of a container that was created a moment ago go on to its exec.
 
-    def go_on(self) -> None:
-        """What start comes to for a container that was created a moment ago, without a look at its records."""
+        It is libcrun's start, without its look at records that are known.
+        """
         arguments = (self._strings["state_root"], self._strings["id"])
         self._call("start", lib.libcrun_status_write_exec_fifo, *arguments)
-
-    def delete(self) -> None:
-        """Kill what is left of the container; remove its cgroup and its state."""
-        self._call("delete", lib.libcrun_container_delete, self._context, ffi.NULL, self._strings["id"], True)
 
     def execute(self, spec: Spec, *, cgroup: str, pid_file: str, console_socket: str | None = None) -> None:
         """Start the process of ``spec``, which has nothing else, in the running container.
@@ -120,14 +115,6 @@ class Libcrun:
         """Set limits: the text of an OCI ``linux.resources`` object."""
         arguments = (self._context, self._strings["id"], resources, len(resources))
         self._call("update", lib.libcrun_container_update, *arguments)
-
-    def pause(self) -> None:
-        """Freeze every process of the container."""
-        self._call("pause", lib.libcrun_container_pause, self._context, self._strings["id"])
-
-    def resume(self) -> None:
-        """Thaw a paused container."""
-        self._call("resume", lib.libcrun_container_unpause, self._context, self._strings["id"])
 
     def pid(self) -> int:
         """The process id of the container's init, as seen by the caller."""

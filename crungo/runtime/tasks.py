@@ -211,15 +211,7 @@ class Container(Task):
             self.spawner.users[self.user] = message["user"]
 
     def command(self, message: dict[str, Any]) -> None:
-        if message["op"] == "start":
-
-            def ended(code: int) -> None:
-                if code:
-                    self._fail(child.failure(ContainerError("start container: libcrun failed")))
-                    self._kill()
-
-            self.spawner.fork(lambda: child.start(self.claim.places, self.claim.identifier), ended)
-        elif message["op"] == "update":
+        if message["op"] == "update":
             self._update(message["resources"], message["reply"])
 
     def _update(self, resources: bytes, reply: str) -> None:
