@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -72,7 +72,9 @@ async def lock(path: str, *, directory: bool = False) -> int:
     """
     while True:
         if directory:
-            os.makedirs(path, mode=0o700, exist_ok=True)
+            # Not exist_ok, which looks once more and fails when the directory has been removed in between.
+            with suppress(FileExistsError):
+                os.makedirs(path, mode=0o700)
         try:
             fd = os.open(path, _DIRECTORY if directory else _FILE, 0o600)
         except FileNotFoundError:  # removed since makedirs

@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -190,6 +191,8 @@ def _serve() -> None:
             code = 1
             try:
                 code = asyncio.run(_pull(wanted["reference"], Roots(root=wanted["root"], run=wanted["run"]), writer))
+            except Exception:
+                os.write(writer, traceback.format_exc()[-4000:].encode())
             finally:
                 os._exit(code)
         os.close(writer)

@@ -363,6 +363,24 @@ async def test_cancelled_waiting_gives_the_lock_back(tmp_path: Path) -> None:
             await anyio.sleep(0.01)
 
 
+@pytest.mark.anyio
+async def test_lock_of_a_directory_that_comes_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have it when it is made, and have removed it at the next look."""
+    path = str(tmp_path / "x")
+    make = os.mkdir
+    others = [path]
+
+    def mkdir(name: str, mode: int = 0o777) -> None:
+        make(name, mode)
+        if others and name == others[0]:
+            os.rmdir(others.pop())
+            raise FileExistsError(name)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    os.close(await lock(path, directory=True))
+    assert not others
+
+
 def test_exit_does_not_wait_for_a_lock(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "x", os.O_RDWR | os.O_CREAT)
     assert try_lock(fd)
