@@ -6,8 +6,9 @@ Nothing here touches the system; the text that users write (``256m``, ``./data:/
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +19,7 @@ Network = Literal["none", "host"]
 PullPolicy = Literal["missing", "always", "never", "newer"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
+class Mount(Record):
     """One mount inside the container.
 
     ``source`` is an absolute path of the host for ``bind`` and empty for ``tmpfs``. ``options`` are mount
@@ -33,8 +33,7 @@ class Mount:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class Device(Record):
     """A device node of the host, at ``target`` inside; ``permissions`` is a subset of ``rwm``."""
 
     source: str
@@ -42,8 +41,7 @@ class Device:
     permissions: str = "rwm"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ulimit:
+class Ulimit(Record):
     """A resource limit (setrlimit(2)); ``name`` without ``RLIMIT_``, in lower case; -1 is unlimited."""
 
     name: str
@@ -51,8 +49,7 @@ class Ulimit:
     hard: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerConfig:
+class ContainerConfig(Record):
     """A container to be made. Sizes are in bytes, times in seconds.
 
     Either ``image`` (a reference) or ``rootfs`` (an absolute path of the host, used as it is) is given.
@@ -106,8 +103,7 @@ class ContainerConfig:
     platform: str | None = None  # os/arch[/variant]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecConfig:
+class ExecConfig(Record):
     """A further process in a running container; ``None`` takes the container's own value."""
 
     command: tuple[str, ...]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import select
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,6 +16,7 @@ from anyio import to_thread
 
 from crungo.errors import CrungoError, NotRunning, SpawnerDied
 from crungo.process import Completed, Process, Stdio, run_to_end
+from crungo.records import Record
 from crungo.runtime.requests import error_from
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ GET_LIMIT = 64 << 20
 STATS_INTERVAL = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traits:
+class Traits(Record):
     """What a container needs to know of itself: the id of its image, how it is stopped (a signal, and seconds until it
     is killed), whether the host can limit memory plus swap, and the OCI process object that it was made with."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from crungo.config import ContainerConfig, Device, ExecConfig, Mount, Ulimit
 from crungo.errors import UsageError
+from crungo.records import Record, fields, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -275,15 +275,15 @@ def _each(module: str, function: str, kind: type) -> Callable[[object, str], Any
     return lambda value, name: tuple(e if isinstance(e, kind) else one(e, name) for e in _items(value, name))
 
 
-def _listed(kind: type) -> frozenset[str]:
-    return frozenset(field.name for field in fields(kind)) - {"image", "command"}
+def _listed(kind: type[Record]) -> frozenset[str]:
+    return frozenset(fields(kind)) - {"image", "command"}
 
 
 _MOUNTS = frozenset(("mounts", "volumes", "tmpfs"))
 _KNOWN = _listed(ContainerConfig) | _MOUNTS
 _KNOWN_EXEC = _listed(ExecConfig)
 # Where None is a value; elsewhere it says the same as leaving the keyword out.
-_NONE = frozenset(f.name for f in fields(ContainerConfig) if f.default is None) | {"pids_limit"}
+_NONE = frozenset(name for name, field in fields(ContainerConfig).items() if field.default is None) | {"pids_limit"}
 _CONVERTERS: dict[str, Callable[[object, str], Any]] = {
     "rootfs": _path,
     "entrypoint": _entrypoint,

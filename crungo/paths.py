@@ -7,8 +7,9 @@ specification. ``CRUNGO_ROOT`` and ``CRUNGO_RUN`` override both, and so do expli
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Roots"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Roots:
+class Roots(Record):
     """The two directories that one store lives in; both absolute."""
 
     root: str

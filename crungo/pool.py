@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,6 +17,7 @@ from anyio import to_thread
 from crungo.errors import CrungoError, UsageError
 from crungo.io.fds import Fd, pipe
 from crungo.process import Completed, run_to_end
+from crungo.records import Record, replace
 from crungo.runtime.spec import process_arguments
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ __all__ = ["Pool"]
 PIPE_CAPACITY = 64 << 10
 
 
-@dataclass(slots=True)
-class _Ready:
+class _Ready(Record, frozen=False, kw_only=False):
     """A created container, and where its command is to be written."""
 
     container: Container

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from anyio import to_thread
 
 from crungo.errors import CommandFailed, CommandNotExecutable, CommandNotFound, CrungoError, NotRunning
+from crungo.records import Record
 from crungo.registry.groups import single_failure
 from crungo.runtime.requests import error_from
 
@@ -38,8 +38,7 @@ CLEAN_UP_LIMIT = 30.0
 """Seconds that leaving a block waits for the spawner's word that nothing is left."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
+class Completed(Record):
     """The result of a run: the exit code as a shell sees it (128+n for signal n), and what was captured."""
 
     returncode: int
@@ -47,8 +46,7 @@ class Completed:
     stderr: bytes | None
 
 
-@dataclass(slots=True, kw_only=True)
-class Stdio:
+class Stdio(Record, frozen=False):
     """Our ends of a process's standard streams, as descriptors; -1 where there is none.
 
     With a terminal, ``terminal`` is the PTY's master and the others are -1.

@@ -11,11 +11,11 @@ that start with a dash; ``-`` alone is an argument.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from crungo.errors import UsageError
 from crungo.parsing.values import parse_bool, quote
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Argument", "Context", "Flag", "Parsed", "Verb", "parse"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
+class Flag(Record):
     """One flag: ``switch`` takes no value, ``value`` one (the last counts), ``list`` collects all.
 
     ``aliases`` are further long names. ``metavar`` stands for the value in the help; ``panel`` is the help's section.
@@ -52,8 +51,7 @@ class Flag:
         return (*((self.short,) if self.short else ()), self.name, *self.aliases)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Argument:
+class Argument(Record):
     """A positional argument; ``many`` takes all that remain."""
 
     name: str
@@ -62,8 +60,7 @@ class Argument:
     many: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verb:
+class Verb(Record):
     """A verb of the command line. With ``interspersed`` flags may also follow the first argument."""
 
     name: str
@@ -77,16 +74,14 @@ class Verb:
     """Flags that users know from docker and podman and that are not here, with the reason, which is told."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class Context(Record):
     """What the global flags say."""
 
     roots: Roots
     debug: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
+class Parsed(Record):
     """A parsed command line; ``help`` when ``--help`` was met, and then nothing after it was looked at."""
 
     values: Mapping[str, bool | str | tuple[str, ...]]

@@ -60,8 +60,7 @@ def server(parsed: Parsed) -> str:
 
 
 async def _login(host: str, given: Credential, credentials: Credentials) -> None:
-    from dataclasses import replace
-
+    from crungo.records import replace
     from crungo.registry.client import RegistryClient
 
     async with RegistryClient(credentials=credentials) as client:

@@ -7,10 +7,10 @@ makes the terminal wrap or scroll.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crungo.cli.human import size
+from crungo.records import Record, field
 from crungo.registry.progress import ImageDone, ImageResolved, LayerDone, LayerProgress, LayerRetry
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class Rate:
         return (last - first) / (now - start)
 
 
-@dataclass(slots=True)
-class Layer:
+class Layer(Record, frozen=False, kw_only=False):
     """One layer: where it is, and what became of it (``outcome``, empty as long as it is under way)."""
 
     digest: str
@@ -65,8 +64,7 @@ class Layer:
         return self.digest.partition(":")[2][:12]
 
 
-@dataclass(slots=True)
-class Pull:
+class Pull(Record, frozen=False, kw_only=False):
     """One image on its way. ``received`` counts bytes that came from the registry since it began."""
 
     title: str = ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crungo.cli.flags import Argument, Flag, Verb
 from crungo.errors import UsageError
 from crungo.parsing.host import parse_platform, parse_pull
 from crungo.parsing.values import parse_duration, parse_int
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from crungo.cli.flags import Context, Parsed
@@ -41,8 +41,7 @@ VERB = Verb(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullOptions:
+class PullOptions(Record):
     """What ``crungo pull`` is asked to do; ``retry_delay`` is in seconds, None lets it grow."""
 
     images: tuple[str, ...]

@@ -111,7 +111,7 @@ async def _id_file(path: str) -> AsyncIterator[Callable[[str], Awaitable[None]]]
 async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGroup) -> Container:
     config = options.config
     if config.tty:
-        from dataclasses import replace
+        from crungo.records import replace
 
         size = terminal_size(STDOUT) or terminal_size(STDIN)
         config = replace(config, size=None if size is None or not all(size) else (size.columns, size.rows))

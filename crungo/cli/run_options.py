@@ -7,7 +7,6 @@ contents of files that flags name, comes with :class:`Surroundings`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crungo.cli.flags import Argument, Verb
@@ -17,6 +16,7 @@ from crungo.errors import UsageError
 from crungo.io.fds import ensure_standard_fds
 from crungo.parsing import environment, host, mounts, network, process, values
 from crungo.parsing.values import quote
+from crungo.records import Record
 from crungo.runtime.names import check_name
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ VERB = Verb(
 _FILE_LIMIT = 16 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class Surroundings(Record):
     """Environment, absolute working directory, and how to read a file (raising ``OSError``)."""
 
     environ: Mapping[str, str]
@@ -63,8 +62,7 @@ class Surroundings:
         return cls(environ=os.environ, cwd=cwd, read=_read)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunOptions(Record):
     """What ``crungo run`` is asked to do: the container, and how to attend to it.
 
     ``rm`` changes nothing: a container is always gone when it ends. ``cidfile`` is a path to write the id to;

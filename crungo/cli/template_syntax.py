@@ -7,10 +7,10 @@ the blocks ``if``, ``with``, ``range`` with ``else``. Not known are templates in
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from crungo.errors import UsageError
 from crungo.parsing.values import quote
+from crungo.records import Record
 
 __all__ = ["Block", "Call", "Field", "Literal", "Node", "Pipeline", "Text", "Variable", "parse"]
 
@@ -24,53 +24,46 @@ _TOKEN = rf"""(?x)\s*(?:
 _DEEPEST = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Record, kw_only=False):
     """Text outside of actions."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
+class Literal(Record, kw_only=False):
     """A string, number, boolean or nil."""
 
     value: str | float | bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Record, kw_only=False):
     """A path below ``base``, or below the dot where that is None; an empty path is the dot itself."""
 
     base: Node | None
     path: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+class Variable(Record, kw_only=False):
     """``$name``; the empty name is what the template was given."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Record, kw_only=False):
     """A function and its arguments."""
 
     name: str
     arguments: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Pipeline:
+class Pipeline(Record, kw_only=False):
     """Commands, each of which gets the last one's value as its last argument; perhaps assigned to variables."""
 
     commands: tuple[Node, ...]
     variables: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Record, kw_only=False):
     """``if``, ``with`` or ``range``."""
 
     kind: str

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import anyio.to_thread
@@ -21,6 +20,7 @@ from crungo.image.collect import documents
 from crungo.image.leases import leased
 from crungo.image.locks import exclusive
 from crungo.image.trees import differences, dispose
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from crungo.image.layers import Unpacked, Unpacker
@@ -33,8 +33,7 @@ __all__ = ["Problem", "check"]
 InUse = Callable[[str], bool]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(Record):
     """Something wrong with a ``name`` (a record), ``image``, ``blob`` or ``layer``, and whether it was mended."""
 
     kind: Literal["name", "image", "blob", "layer"]
@@ -61,8 +60,7 @@ async def check(
     return await _Check(store=store, unpacker=unpacker, repair=repair, in_use=in_use, limit=limit).run()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Check:
+class _Check(Record):
     store: Store
     unpacker: Unpacker | None
     repair: bool

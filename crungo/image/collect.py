@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crungo.errors import CrungoError, StoreError
@@ -19,6 +18,7 @@ from crungo.image.leases import leased, remove_stale_leases
 from crungo.image.locks import exclusive, open_locked
 from crungo.image.manifest import CONFIG_LIMIT, MANIFEST_LIMIT, Index, Manifest, parse_document
 from crungo.image.trees import dispose, remove_tree, tree_size
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Collector", "Leftovers", "documents"]
 
 
-@dataclass(slots=True)
-class Leftovers:
+class Leftovers(Record, frozen=False, kw_only=False):
     """What interrupted work left: paths, and the bytes on disk that they take."""
 
     paths: list[str] = field(default_factory=list)

@@ -6,7 +6,6 @@ Source: OCI image specification 1.1 (config.md); docker's differs in fields that
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from crungo.image import jsondoc
 from crungo.image.digest import algorithm_of, digest_problem
 from crungo.image.manifest import CONFIG_LIMIT, Manifest
 from crungo.image.platform import Platform
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +26,7 @@ __all__ = ["HistoryEntry", "ImageConfig", "parse_time"]
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")  # fromisoformat takes more forms than RFC 3339 has
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryEntry:
+class HistoryEntry(Record):
     """How one layer (or, where ``empty_layer`` is set, only the configuration) came to be."""
 
     created: datetime | None
@@ -36,8 +35,7 @@ class HistoryEntry:
     empty_layer: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageConfig:
+class ImageConfig(Record):
     """What an image says about itself. Absent fields are empty.
 
     ``env`` holds ``NAME=value`` texts as they stand (``environment`` reads them); ``exposed_ports`` ``80/tcp``;

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import anyio.to_thread
@@ -19,6 +18,7 @@ import anyio.to_thread
 from crungo.image.layout import boot_id, write_whole
 from crungo.image.locks import exclusive, is_current, lock
 from crungo.image.trees import dispose, remove_tree
+from crungo.records import Record, asdict, replace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,8 +31,7 @@ __all__ = ["LayerRecord", "Layers", "Staging", "Unpacked", "Unpacker", "Unpackin
 _MOST_BLOBS = 100  # that a record names
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unpacked:
+class Unpacked(Record):
     """What was unpacked: digest and size of the archive as it came, diff id and size of the tar, number of entries.
 
     ``opaque``: the layer hides all layers below it, by a mark on its root, where overlay does not look.
@@ -72,8 +71,7 @@ class Unpacker(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRecord:
+class LayerRecord(Record):
     """What is known of an unpacked layer. ``size`` is its tar's; ``blobs`` are digests of archives that were seen to
     unpack to it, the last one first; ``opaque``: all layers below it are hidden.
     """

@@ -7,7 +7,6 @@ that can be unpacked, each with a valid digest and one size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crungo.errors import ImageError
@@ -23,6 +22,7 @@ from crungo.image.mediatype import (
     layer_problem,
 )
 from crungo.image.platform import Platform
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +38,7 @@ _MOST_LAYERS = 500  # OVL_MAX_STACK of the kernel's overlay file system
 _MOST_MANIFESTS = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Descriptor:
+class Descriptor(Record):
     """A reference to content: its type, digest and size in bytes (descriptor.md)."""
 
     media_type: str
@@ -49,8 +48,7 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class Manifest(Record):
     """One image for one platform: its configuration and its layers, lowest first."""
 
     media_type: str
@@ -64,8 +62,7 @@ class Manifest:
         return sum({part.digest: part.size for part in (self.config, *self.layers)}.values())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Index:
+class Index(Record):
     """Several images (or further indexes), to choose from by platform."""
 
     media_type: str

@@ -10,10 +10,10 @@ that it may stand in a URL or (encoded) in a file name without further checks.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 
 from crungo.errors import InvalidReference
 from crungo.image.digest import digest_problem
+from crungo.records import Record, replace
 
 __all__ = ["DEFAULT_REGISTRY", "DEFAULT_TAG", "Reference"]
 
@@ -31,8 +31,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Reference:
+class Reference(Record):
     """A canonical image reference.
 
     ``registry`` is a host with an optional port (``docker.io``, ``localhost:5000``); ``repository`` the path below it
@@ -44,7 +43,7 @@ class Reference:
     tag: str | None = None
     digest: str | None = None
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         problem = (
             _registry_problem(self.registry)
             or _repository_problem(self.repository)

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -24,6 +23,7 @@ from crungo.image.manifest import MANIFEST_LIMIT, Descriptor
 from crungo.image.mediatype import OCI_INDEX
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from crungo.image.jsondoc import JsonObject
@@ -36,8 +36,7 @@ _LONGEST_NAME = 200
 _NAME_ANNOTATION = "org.opencontainers.image.ref.name"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefRecord:
+class RefRecord(Record):
     """What a name stands for.
 
     ``reference`` is None for an image that has lost its names. ``target`` is what the registry gave for the name (an

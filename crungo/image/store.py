@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from crungo.errors import CrungoError, ImageInUse, ImageNotKnown, StoreError, UsageError
@@ -26,6 +25,7 @@ from crungo.image.manifest import Manifest, parse_document
 from crungo.image.ociform import oci_form
 from crungo.image.reference import Reference
 from crungo.image.refs import RefRecord, Refs, stored_name
+from crungo.records import Record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,8 +40,7 @@ __all__ = ["Image", "Removal", "Store"]
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class Image(Record):
     """An image in the store.
 
     ``id`` is the digest of its configuration, ``digest`` that of its manifest, ``target`` that of what the registry
@@ -60,8 +59,7 @@ class Image:
     created: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
+class Removal(Record):
     """What a removal did: names taken away, ids of images that are gone with their last name, bytes freed."""
 
     untagged: tuple[str, ...] = ()

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
 from crungo.image.locks import open_locked
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -115,8 +115,7 @@ def _names(fd: int) -> list[tuple[bytes, bool]]:
         return sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(Record):
     """One object of a tree: ``path`` relative to its top (empty for the top itself), in parts; ``name`` in ``parent``.
 
     ``parent`` is a directory descriptor that is valid only until the next entry is asked for.

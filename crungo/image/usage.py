@@ -6,10 +6,10 @@ Sizes are in bytes. Those of layers are the sizes of their tar archives, which a
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from crungo.errors import ImageInUse, ImageNotKnown
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageUsage", "Pruned", "Usage", "prune", "usage"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageUsage:
+class ImageUsage(Record):
     """An image; the size that it shares with others, the size that is its own, and how many containers use it."""
 
     image: Image
@@ -29,8 +28,7 @@ class ImageUsage:
     containers: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(Record):
     """The store's content: unpacked ``layers``, ``blobs``, and ``leftovers`` of interrupted work, so many files.
 
     ``reclaimable`` is what removing the images that no container uses would free, of layers and blobs; it does not
@@ -45,8 +43,7 @@ class Usage:
     reclaimable: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
+class Pruned(Record):
     """What a prune removed: names, ids of images, paths of leftovers; and how many bytes that freed."""
 
     untagged: tuple[str, ...]

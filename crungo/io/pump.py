@@ -19,7 +19,6 @@ import os
 import select
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
@@ -27,6 +26,7 @@ from anyio.lowlevel import checkpoint
 
 from crungo.io.endpoints import GONE, Sink, Source
 from crungo.io.fds import Kind, is_pty_master, kind_of, widen
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +47,7 @@ _NOT_SPLICED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.
 _local = threading.local()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PumpResult:
+class PumpResult(Record):
     """How a pump ended, and after how many bytes.
 
     ``eof``: the source has ended and the sink has everything. ``finished``: ``Pump.finish`` was called and nothing

@@ -6,7 +6,6 @@ descriptors nothing is closed or changed; the container never gets one of them, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import anyio
@@ -16,6 +15,7 @@ from crungo.io.fds import is_hung_up
 from crungo.io.pty import eof_characters, set_size
 from crungo.io.pump import Pump, PumpResult
 from crungo.io.terminal import is_terminal
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["InteractResult", "ProxyResult", "interact", "proxy"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InteractResult:
+class InteractResult(Record):
     """Why an interactive session ended, and how its output pump did.
 
     ``ended``: the container's side of the terminal was closed, all its output is shown. ``hangup``: the user's
@@ -40,8 +39,7 @@ class InteractResult:
     output: PumpResult
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProxyResult:
+class ProxyResult(Record):
     """How each direction ended; ``stdin`` is None where there was none or it was cut off by the end of the others."""
 
     stdin: PumpResult | None

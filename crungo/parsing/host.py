@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass
 
 from crungo.config import Device, PullPolicy
 from crungo.parsing.values import bad_value, parse_bool, quote, words
+from crungo.records import Record
 
 __all__ = [
     "CAPABILITIES",
@@ -87,8 +87,7 @@ def _dotted(name: str) -> str:
     return name.translate(str.maketrans("./", "/.")) if first == "/" else name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecurityOption:
+class SecurityOption(Record):
     """What one ``--security-opt`` asks for; ``None`` where it says nothing.
 
     ``seccomp`` is ``unconfined``, ``builtin`` or the path of a profile, still to be read.

@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
 from crungo.errors import AuthenticationError, RegistryError
+from crungo.records import Record, field
 from crungo.registry.credentials import TOKEN_USER, Credential
 from crungo.registry.failures import refused
 from crungo.registry.headers import printable
@@ -39,8 +39,7 @@ _SCOPE = re.compile(r"(?P<resource>[a-z0-9]+(?:\([^\s:,()]+\))?:[^\s,]+):(?P<act
 _NO_OAUTH = frozenset({400, 404, 405, 501})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRequest:
+class TokenRequest(Record):
     """A request to a token server: GET, or POST where there is a ``form``."""
 
     url: str
@@ -48,8 +47,7 @@ class TokenRequest:
     form: Mapping[str, str] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenAnswer:
+class TokenAnswer(Record):
     """The answer to a ``TokenRequest``; the names of ``headers`` are in lower case."""
 
     status: int
@@ -57,8 +55,7 @@ class TokenAnswer:
     body: bytes = field(default=b"", repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Authorization:
+class Authorization(Record):
     """The value of an ``Authorization`` header, good for ``lifetime`` seconds from its receipt (None: for ever).
 
     ``identity_token`` is a refresh token that the server gave with it. An empty ``header`` means that none is needed.
@@ -136,8 +133,7 @@ def merge_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
     return (*(f"{resource}:{','.join(names)}" for resource, names in actions.items()), *others)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _TokenCase:
+class _TokenCase(Record):
     """All that one conversation with a token server is about."""
 
     realm: str

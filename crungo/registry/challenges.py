@@ -10,8 +10,9 @@ challenge that cannot be understood is one that cannot be answered.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,8 +31,7 @@ _REST_OF_ELEMENT = re.compile(r'(?:"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[^,"])*+', re.DO
 _LONGEST = 16 << 10  # characters of one header line; more is no challenge but an attack
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
+class Challenge(Record):
     """One challenge: ``scheme`` and the names of ``params`` in lower case; ``token68`` where that form was used."""
 
     scheme: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -16,6 +15,7 @@ import anyio.to_thread
 
 from crungo.errors import DigestMismatch, ImageError, RegistryError
 from crungo.image.digest import algorithm_of, digest_of, is_digest
+from crungo.records import Record
 from crungo.registry.authfiles import Credentials
 from crungo.registry.blobs import BlobStream, open_stream, range_header
 from crungo.registry.credentials import Credential, server_key
@@ -56,8 +56,7 @@ _SCHEMA_1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1\+(?
 _NO_HEAD = frozenset({405, 501})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchedManifest:
+class FetchedManifest(Record):
     """A manifest or index: its bytes, the ``Content-Type`` it came with, and the digest of the bytes."""
 
     body: bytes
@@ -65,8 +64,7 @@ class FetchedManifest:
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestHead:
+class ManifestHead(Record):
     """What a registry says about a manifest without sending it; ``size`` in bytes, None where it said none."""
 
     digest: str

@@ -13,10 +13,10 @@ import base64
 import binascii
 import json
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crungo.errors import UsageError
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,8 +29,7 @@ _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TOKEN_USER = "<token>"  # noqa: S105 - the user name by which helpers mark a secret as an identity token
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credential:
+class Credential(Record):
     """What proves who we are: a user name and password, an identity (refresh) token, or a ready bearer token."""
 
     username: str = ""
@@ -46,8 +45,7 @@ class Credential:
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuthFile:
+class AuthFile(Record):
     """One file, read. ``document`` is all of it, so that what is not understood survives being written back."""
 
     document: Mapping[str, Any] = field(default_factory=dict)

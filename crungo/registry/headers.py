@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from crungo.image.digest import is_digest
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +27,7 @@ _NEXT = re.compile(
 _LONGEST_DETAIL = 300
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContentRange:
+class ContentRange(Record):
     """A ``Content-Range``: bytes ``start`` up to, not including, ``end``, of ``total``; None for what was not said.
 
     The unsatisfied form (``bytes */total``) has neither ``start`` nor ``end``.

@@ -10,10 +10,10 @@ it.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crungo.errors import UsageError
+from crungo.records import Record
 from crungo.registry.hosts import Hosts, parse_registries_conf
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ __all__ = ["Certificates", "certificate_folders", "find_certificates", "load_hos
 _SYSTEM = "/etc/containers"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificates:
+class Certificates(Record):
     """The files for one host: extra certificate authorities, and pairs of client certificate and key."""
 
     authorities: tuple[str, ...] = ()

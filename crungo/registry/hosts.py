@@ -12,10 +12,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from crungo.errors import RegistryError, UsageError
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +36,7 @@ PullFrom = Literal["all", "digest-only", "tag-only"]
 _PULL_FROM: tuple[PullFrom, ...] = ("all", "digest-only", "tag-only")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class Endpoint(Record):
     """One place to ask for a repository.
 
     ``base_url`` has a scheme, a host and perhaps a port, and no path. ``registry`` is the host (with port) as the
@@ -52,8 +51,7 @@ class Endpoint:
     mirror: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mirror:
+class Mirror(Record):
     """Another location of a registry's content; ``pull`` says for which references it is asked."""
 
     location: str
@@ -61,8 +59,7 @@ class Mirror:
     pull: PullFrom = "all"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registry:
+class Registry(Record):
     """One ``[[registry]]`` table. An empty ``location`` leaves names as they are."""
 
     prefix: str
@@ -72,8 +69,7 @@ class Registry:
     mirrors: tuple[Mirror, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hosts:
+class Hosts(Record):
     """What is configured about registries. The empty value is right for a host without any configuration."""
 
     registries: tuple[Registry, ...] = ()

@@ -7,7 +7,6 @@ manifest and configuration say; what fails that comparison is removed.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -15,6 +14,7 @@ import anyio.to_thread
 from crungo.errors import DigestMismatch, ImageError, LayerError, StoreError
 from crungo.image.blobs import hash_file
 from crungo.image.digest import algorithm_of
+from crungo.records import Record
 from crungo.registry.download import Download
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerPull"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerPull:
+class LayerPull(Record):
     """The making of one layer. Without a ``client``, only what is in the store can be used.
 
     ``limit`` bounds the size of the unpacked tar, in bytes.

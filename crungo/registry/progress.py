@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from crungo.image.manifest import Descriptor
@@ -31,8 +32,7 @@ Phase = Literal["waiting", "downloading", "extracting"]
 _INTERVAL = 0.1  # seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageResolved:
+class ImageResolved(Record):
     """The manifest is known: its digest, and the layers to be had, none twice. Sizes are in bytes."""
 
     reference: Reference
@@ -40,8 +40,7 @@ class ImageResolved:
     layers: tuple[Descriptor, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerProgress:
+class LayerProgress(Record):
     """Where a layer is: ``done`` of ``total`` bytes of its blob are here.
 
     ``waiting``: another process, or another pull, has it in hand, or its turn has not come. ``downloading``: bytes
@@ -54,24 +53,21 @@ class LayerProgress:
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRetry:
+class LayerRetry(Record):
     """A download broke off and will be continued."""
 
     digest: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerDone:
+class LayerDone(Record):
     """A layer is complete and verified; ``cached`` says that it was already."""
 
     digest: str
     cached: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageDone:
+class ImageDone(Record):
     """The image is in the store; ``changed`` is False when it was before, the same."""
 
     reference: Reference

@@ -8,7 +8,6 @@ is there already; whatever ends a pull early leaves files that nothing names, wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,6 +16,7 @@ import anyio.to_thread
 from crungo.errors import CrungoError, ImageError, ImageNotKnown, RegistryError
 from crungo.image.platform import Platform
 from crungo.image.refs import RefRecord, stored_name
+from crungo.records import Record
 from crungo.registry.groups import single_failure
 from crungo.registry.layerpull import LayerPull
 from crungo.registry.progress import ImageDone, ImageResolved, Tracker
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["PullLimits", "pull"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullLimits:
+class PullLimits(Record):
     """How much at once, and how large at most.
 
     ``layers`` are downloaded and unpacked at once over ``connections``; ``layer_size`` is that of one layer's tar, in
@@ -87,8 +86,7 @@ async def pull(
     ).run()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pull:
+class _Pull(Record):
     reference: Reference
     store: Store
     client: RegistryClient

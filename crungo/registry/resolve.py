@@ -6,13 +6,13 @@ configuration belongs to the manifest, and nothing has been written anywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crungo.errors import DigestMismatch, ImageError, RegistryError
 from crungo.image.digest import algorithm_of, digest_of
 from crungo.image.imageconfig import ImageConfig
 from crungo.image.manifest import CONFIG_LIMIT, Descriptor, Index, Manifest, parse_document
+from crungo.records import Record
 from crungo.registry.retry import Backoff
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ __all__ = ["Resolved", "resolve"]
 _DEEPEST = 4  # indexes within indexes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
+class Resolved(Record):
     """An image as a registry describes it.
 
     ``target`` is what the reference names (an index, or the manifest itself); ``bodies`` are the small documents by

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import anyio
 import httpx
 
 from crungo.errors import RegistryError
+from crungo.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,8 +28,7 @@ _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(Record):
     """How often and how patiently. Times are in seconds.
 
     Without ``delay``, the n-th wait is uniformly random between 0 and ``base * 2**n``, at most ``cap`` (full jitter, so
@@ -50,8 +49,7 @@ class RetryPolicy:
         return max(chosen, min(retry_after or 0.0, self.retry_after_cap))
 
 
-@dataclass(slots=True, kw_only=True)
-class Backoff:
+class Backoff(Record, frozen=False):
     """The state of one operation's retries. ``sleep`` and ``uniform`` are given in tests."""
 
     policy: RetryPolicy = field(default_factory=RetryPolicy)

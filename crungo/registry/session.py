@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from crungo.errors import AuthenticationError, DigestMismatch, RegistryError
+from crungo.records import Record, field
 from crungo.registry.challenges import Challenge, parse_challenges
 from crungo.registry.failures import refused
 from crungo.registry.retry import Backoff, chain, is_transient
@@ -32,8 +32,7 @@ T = TypeVar("T")
 _LARGEST_REFUSAL = 64 << 10  # bytes of an error's body
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(Record):
     """A request to any of several endpoints: ``path`` below ``/v2/<repository>/``, or a whole ``url``.
 
     ``what`` names the thing asked for in messages; ``accept`` are the statuses to hand on; ``hint`` is for a refusal.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import anyio
 
 from crungo.errors import AuthenticationError
+from crungo.records import Record
 from crungo.registry.auth import Authorization, TokenAnswer, TokenFlow, authorize, pull_scope
 from crungo.registry.credentials import Credential
 from crungo.registry.wire import Outgoing, Wire
@@ -31,8 +31,7 @@ _LARGEST_ANSWER = 1 << 20  # bytes
 _MARGIN = 10.0  # seconds before its end at which a token counts as expired; a tenth of its life, if that is less
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Held:
+class _Held(Record):
     authorization: Authorization
     challenges: Sequence[Challenge]
     expires: float | None  # by time.monotonic()

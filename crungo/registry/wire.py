@@ -6,7 +6,6 @@ redirect elsewhere on; and https never becomes http unless the endpoint is insec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -17,6 +16,7 @@ import anyio.to_thread
 import httpx
 
 from crungo.errors import RegistryError
+from crungo.records import Record, field
 from crungo.registry.answer import Answer
 from crungo.registry.failures import unreachable
 from crungo.registry.headers import printable
@@ -38,8 +38,7 @@ _USER_AGENT = "crungo"
 _NO_CERTIFICATES = Certificates()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
+class Timeouts(Record):
     """Time limits in seconds: for a connection, for the next byte, and for the whole of a small answer."""
 
     connect: float = 15.0
@@ -47,8 +46,7 @@ class Timeouts:
     whole: float = 120.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
+class Outgoing(Record):
     """A request. ``what`` names the thing asked for in messages; ``insecure`` lets redirects go to plain http and takes
     unverified TLS on the host of ``url``; ``form`` makes it a POST, which follows no redirect."""
 
@@ -61,8 +59,7 @@ class Outgoing:
     insecure: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Trust:
+class _Trust(Record, kw_only=False):
     """What one httpx client is made for."""
 
     tls: bool

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from crungo.errors import HostError, UsageError
 from crungo.parsing.host import CAPABILITIES
 from crungo.parsing.values import quote
+from crungo.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,8 +29,7 @@ _TYPES: dict[int, Literal["c", "b"]] = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 _FILE_LIMIT = 1 << 20  # bytes of a file of /etc that are read
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceNode:
+class DeviceNode(Record):
     """A device node as it is on the host: its path, ``c`` or ``b``, numbers, permission bits and owner."""
 
     path: str
@@ -42,8 +41,7 @@ class DeviceNode:
     gid: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
+class HostFacts(Record):
     """The host as the makers of specifications see it; what costs something to find out is a callable.
 
     ``capabilities`` is the caller's bounding set, without ``CAP_``; ``rlimits`` maps lower-case names to soft and

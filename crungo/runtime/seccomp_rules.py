@@ -10,15 +10,13 @@ variants (``*32``, ``*_time64``, ``_llseek``) stand beside their 64-bit counterp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from crungo.parsing.values import words
+from crungo.records import Record
 
 __all__ = ["ALLOWED", "NAMESPACE_FLAGS", "PERSONALITIES", "REFUSED", "Group"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Group(Record):
     """Calls that stand or fall together.
 
     ``capabilities``: any one of them allows the group (and without them it is refused); none: it depends on nothing.

@@ -9,12 +9,12 @@ for the same reason: libcrun takes it from the rootfs's passwd.
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crungo.errors import CommandNotFound, UsageError
 from crungo.parsing.host import CAPABILITIES
 from crungo.parsing.values import quote
+from crungo.records import Record
 from crungo.runtime.capabilities import container_capabilities
 from crungo.runtime.limits import resources, rlimits, sysctls
 from crungo.runtime.mounts import INIT_TARGET, MASKED_PATHS, READ_ONLY_PATHS, container_mounts
@@ -40,8 +40,7 @@ __all__ = [
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerPlace:
+class ContainerPlace(Record):
     """Where a container lives: its id, the absolute path where its root will be mounted, the absolute directory that
     holds the files of its /etc, and its path below the root of the cgroups."""
 

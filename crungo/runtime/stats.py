@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crungo.records import Record
 from crungo.runtime.cgroups import ROOT, path_of
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ __all__ = ["Stats", "read_stats"]
 _UNLIMITED = 1 << 62  # v1 writes "no limit" as the largest multiple of a page
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+class Stats(Record):
     """What a container and all its processes use. 0 where the host does not count it.
 
     ``time`` is in seconds since the epoch. ``cpu``, ``cpu_user`` and ``cpu_system`` are nanoseconds since the start;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import crungo
 from crungo.config import ContainerConfig, Device, ExecConfig, Mount, Ulimit
 from crungo.errors import UsageError
 from crungo.fields import ContainerFields, ExecFields, configure, configure_exec, duration, limits_of
+from crungo.records import fields
 
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"memory": "256m"}, {"memory": 256 << 20}),
@@ -107,8 +107,8 @@ def test_a_whole_configuration_is_changed_by_keywords() -> None:
 def test_the_typed_keywords_are_the_fields() -> None:
     extra = {"volumes", "tmpfs"}
     own = {"image", "command"}
-    assert set(ContainerFields.__annotations__) - extra == {field.name for field in fields(ContainerConfig)} - own
-    assert set(ExecFields.__annotations__) == {field.name for field in fields(ExecConfig)} - own
+    assert set(ContainerFields.__annotations__) - extra == fields(ContainerConfig).keys() - own
+    assert set(ExecFields.__annotations__) == fields(ExecConfig).keys() - own
 
 
 def test_exec_takes_the_same_forms() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +14,7 @@ from crungo.config import ContainerConfig, Device, ExecConfig, Mount, Ulimit
 from crungo.errors import CommandNotFound, CrungoError, HostError, UsageError
 from crungo.image.imageconfig import ImageConfig
 from crungo.parsing.host import CAPABILITIES
+from crungo.records import replace
 from crungo.runtime.check import check_config
 from crungo.runtime.etc import etc_files
 from crungo.runtime.host import DeviceNode, HostFacts
