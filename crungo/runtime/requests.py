@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "Request", "SpawnerProcess", "error_from"]
 
-BOOTSTRAP = "import sys; sys.path += sys.argv[3:]; from crungo.runtime.isolation import main; main()"
+START = "import sys; sys.path += sys.argv[4:]; from crungo.runtime.isolation import main; main()"
 CONTROL_FD = 3
 PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 
@@ -42,17 +42,22 @@ class SpawnerProcess:
     def start(cls, roots: Roots) -> SpawnerProcess:
         """Start one as a fresh interpreter: its size, and so the cost of its forks, is independent of ours.
 
-        posix_spawn(3) neither copies page tables nor runs Python code between fork and exec.
+        ``crungo-isolate`` sets it apart from us. posix_spawn(3) neither copies page tables nor runs Python code between
+        fork and exec.
         """
         if not sys.executable:
             raise errors.HostError("start the helper process: sys.executable is not set: no Python interpreter to run")
         ours, theirs = wire.pair()
-        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        here = os.path.dirname(os.path.abspath(__file__))
+        package = os.path.dirname(os.path.dirname(here))
         path = [package, *(entry for entry in sys.path if os.path.isabs(entry) and entry != package)]
+        isolate = os.path.join(here, "crungo-isolate")
+        interpreter = os.path.realpath(sys.executable)
+        command = [sys.executable, "-I", "-S", "-c", START]
         try:
             pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, roots.root, roots.run, *path],
+                isolate,
+                [isolate, interpreter, *command, interpreter, roots.root, roots.run, *path],
                 {name: os.environ[name] for name in PASSED_ENVIRONMENT if name in os.environ},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
@@ -71,6 +76,9 @@ class SpawnerProcess:
                     signal.SIGCHLD,
                 ),
             )
+        except FileNotFoundError:
+            ours.close()
+            raise errors.HostError(f"{isolate} is missing", hint="build the package again: make build") from None
         finally:
             theirs.close()
         return cls(ours, pid)

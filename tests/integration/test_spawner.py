@@ -291,6 +291,34 @@ def test_the_interpreter_cannot_be_overwritten_from_inside(
     assert done.stdout.split() == [os.path.basename(os.path.realpath(sys.executable)), "True", "EROFS"]
 
 
+@both
+async def test_an_interpreter_behind_a_script_is_read_only_too(
+    crungo: Crungo, busybox_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    async with engine_of(crungo) as engine:
+        assert (await engine.run(busybox_reference, ["echo", "ran"])).stdout == b"ran\n"
+        namespace = Path(f"/proc/{engine.spawner.pid}")
+        interpreter = os.readlink(namespace / "exe")
+        assert interpreter == os.readlink("/proc/self/exe")
+        (mount,) = [line for line in (namespace / "mountinfo").read_text().splitlines() if f" {interpreter} " in line]
+        assert "ro" in mount.split()[5].split(",")
+
+
+@both
+async def test_an_interpreter_that_cannot_be_started_is_told(
+    crungo: Crungo, busybox_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    async with engine_of(crungo) as engine:
+        with pytest.raises(SpawnerDied, match=f"mount {tmp_path}/none: No such file or directory"):
+            await engine.run(busybox_reference, ["true"])
+        monkeypatch.undo()
+
+
 # The host.
 
 HIDDEN = "umount /sys/fs/cgroup/unified && find /sys/fs/cgroup/unified"
