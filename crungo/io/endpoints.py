@@ -144,6 +144,10 @@ class Sink(_End):
                 raise BrokenPipeError(errno.EPIPE, "the terminal is gone") from error
             raise
 
+    def ready_within(self, limit: int) -> bool:
+        """Whether writing is worth a try within ``limit`` milliseconds, which the whole loop waits."""
+        return is_ready(self.fd, self._event, limit)
+
     async def wait(self) -> None:
         """Wait until writing is worth a try. ClosedResourceError, BusyResourceError as anyio raises them."""
         if self.kind in (Kind.CLOSED, Kind.READY):
@@ -152,11 +156,12 @@ class Sink(_End):
             await anyio.wait_writable(self.fd)
 
 
-def is_ready(fd: int, event: int) -> bool:
-    """Whether ``event`` (``select.POLLIN`` or ``POLLOUT``), an error or a hang-up is there now; never waits."""
+def is_ready(fd: int, event: int, limit: int = 0) -> bool:
+    """Whether ``event`` (``select.POLLIN`` or ``POLLOUT``), an error or a hang-up is there, or comes within ``limit``
+    milliseconds."""
     poll = select.poll()
     poll.register(fd, event)
-    return bool(poll.poll(0))
+    return bool(poll.poll(limit))
 
 
 async def write_all(sink: Sink, data: memoryview) -> None:

@@ -39,7 +39,8 @@ _COPY: Final = 256 << 10  # bytes of the shared buffer
 _SPLICE: Final = 1 << 20  # bytes asked of one splice(2)
 _WIDEN_AFTER: Final = 1 << 20  # bytes moved before the pipes are made larger
 _WIDE: Final = 1 << 20  # bytes
-_SLICE: Final = 250_000  # nanoseconds that a pump may run while it never has to wait
+_SLICE: Final = 1_000_000  # nanoseconds that a pump may run while it never has to wait for long
+_NAP: Final = 1  # milliseconds that it may wait without the loop, within its slice
 
 # Splice is not for these two (splice(2): EINVAL), or a sandbox forbids it: copy instead.
 _NOT_SPLICED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
@@ -132,7 +133,8 @@ class Pump:
                 # Only now: large pipes count against the user's pipe-user-pages-soft, and most streams are short.
                 widen(self._source, _WIDE)
                 widen(self._sink, _WIDE)
-            await self._yield_if_due()
+            if time.perf_counter_ns() >= self._deadline:
+                await self._yield()
 
     async def _wait_either(self) -> Literal["waited", "both", "finished"]:
         """After EAGAIN: wait for the side that is not ready."""
@@ -163,12 +165,11 @@ class Pump:
 
     async def _run_copy(self) -> PumpResult:
         with Source(self._source) as source, Sink(self._sink) as sink:
-            # The master of a PTY gives at most one page at a time: several reads make one write.
-            gather = source.kind is Kind.TERMINAL and is_pty_master(source.fd)
+            read = _gather if _is_gathered(source, sink) else Source.read_into
             while True:
                 buffer = _scratch()
                 try:
-                    count = _gather(source, buffer) if gather else source.read_into(buffer)
+                    count = read(source, buffer)
                 except BlockingIOError:
                     if not await self._wait_source(source):
                         return self._end("finished")
@@ -177,13 +178,15 @@ class Pump:
                     return self._end("source-failed", error)
                 if count == 0:
                     return self._end("eof")
+                chunk = buffer[:count]
                 if self._tap is not None:
-                    self._tap(buffer[:count])
+                    self._tap(chunk)
                 try:
-                    await self._write(sink, buffer[:count])
+                    await self._write(sink, chunk)
                 except OSError as error:
                     return self._refused(error)
-                await self._yield_if_due()
+                if time.perf_counter_ns() >= self._deadline:
+                    await self._yield()
 
     async def _write(self, sink: Sink, data: memoryview) -> None:
         left = data
@@ -191,6 +194,9 @@ class Pump:
             try:
                 count = sink.write(left)
             except BlockingIOError:
+                # What shows a terminal takes a page within microseconds, less than a turn of the loop takes.
+                if sink.kind is Kind.TERMINAL and time.perf_counter_ns() < self._deadline and sink.ready_within(_NAP):
+                    continue
                 # The buffer belongs to the thread: what must survive an await has to leave it.
                 left = memoryview(bytes(left)) if left.obj is data.obj else left
                 await sink.wait()
@@ -213,10 +219,9 @@ class Pump:
     def _start_slice(self) -> None:
         self._deadline = time.perf_counter_ns() + _SLICE
 
-    async def _yield_if_due(self) -> None:
-        if time.perf_counter_ns() >= self._deadline:
-            await checkpoint()
-            self._start_slice()
+    async def _yield(self) -> None:
+        await checkpoint()
+        self._start_slice()
 
     def _end(self, ending: Ending, error: OSError | None = None) -> PumpResult:
         return PumpResult(moved=self.moved, ending=ending, error=error)
@@ -233,6 +238,16 @@ async def pump(source: int, sink: int, *, tap: Callable[[memoryview], None] | No
 def _can_splice(source: int, sink: int) -> bool:
     """Whether it is worth a try; splice(2) itself refuses the rest (a file in append mode), taking nothing."""
     return kind_of(source) is Kind.PIPE and kind_of(sink) in (Kind.PIPE, Kind.READY)
+
+
+def _is_gathered(source: Source, sink: Sink) -> bool:
+    """Whether several reads are to make one write.
+
+    The master of a PTY gives at most a page at a time, and a pipe or a file takes more at once with less work. Not so
+    another terminal, which takes its bytes in still smaller pieces: collecting them first would only have its reader
+    wait for the program and then the program for its reader, where both could work at the same time.
+    """
+    return source.kind is Kind.TERMINAL and is_pty_master(source.fd) and sink.kind is not Kind.TERMINAL
 
 
 def _gather(source: Source, buffer: memoryview) -> int:

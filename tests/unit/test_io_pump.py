@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import random
 import socket
 import threading
 import time
+import tty
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crungo.io import endpoints
+from crungo.io import pump as pumping
 from crungo.io.fds import Fd, pipe, pipe_size
 from crungo.io.pump import Pump, pump
 
@@ -284,6 +287,50 @@ async def test_an_endless_source_leaves_the_loop_to_others() -> None:
                 group.start_soon(pump, zero.fileno(), null.fileno())
                 await take_turns()
                 group.cancel_scope.cancel()
+
+
+class SteppingClock:
+    """Each look at the clock finds it a quarter of a slice later."""
+
+    def __init__(self) -> None:
+        self._now = 0
+
+    def perf_counter_ns(self) -> int:
+        self._now += pumping._SLICE // 4
+        return self._now
+
+
+@pytest.mark.anyio
+async def test_a_flood_on_a_terminal_gives_others_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a PTY's master to another PTY, both never at rest: few pieces move from turn to turn."""
+    monkeypatch.setattr(pumping, "time", SteppingClock())
+    master, program = os.openpty()
+    screen, shown = os.openpty()
+    tty.setraw(shown)
+    flood = feed(program, [bytes(100) * 30_000])
+    reader = Reader(screen)
+    pieces = 0
+    seen = []
+
+    def count(_: memoryview) -> None:
+        nonlocal pieces
+        pieces += 1
+
+    async def watch() -> None:
+        while True:
+            seen.append(pieces)
+            await checkpoint()
+
+    with Fd(master).set_nonblocking(), Fd(shown):
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            result = await pump(master, shown, tap=count)
+            group.cancel_scope.cancel()
+    flood.join()
+    reader.join()
+    assert (result.ending, result.moved, len(reader.data)) == ("eof", 3_000_000, 3_000_000)
+    most = max(after - before for before, after in itertools.pairwise([*seen, pieces]))
+    assert most <= 2 * 4  # a loop is free to run the pump last in one turn and first in the next
 
 
 @pytest.mark.anyio

@@ -210,6 +210,21 @@ async def test_a_reader_that_leaves() -> None:
         assert child.wait(10) != 0
 
 
+async def test_ctrl_c_stops_a_flood() -> None:
+    """The key gets in while output never rests, and nothing of what was shown before is missing."""
+    with user_terminal() as (outer, screen, fd), program(["sh", "-c", "yes; echo $?"]) as (master, child):
+        tty.setraw(fd.fileno())
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: interact(master, stdin=fd.fileno(), stdout=fd.fileno()))
+                await screen.until(b"y\r\n" * 1000)
+                os.write(outer.fileno(), b"\x03")
+                await anyio.to_thread.run_sync(child.wait)
+    screen.join(10)
+    assert screen.data.startswith(b"y\r\n" * 1000)
+    assert b"^C" in screen.data
+
+
 async def test_a_background_process_does_not_hold_the_session() -> None:
     """``exec -t``: the program has exited, and something that it started still has the terminal open."""
     exited = anyio.Event()
