@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PIECE", "WINDOW_LIMIT", "prepare", "tar_stream"]
 
 PIECE = 512 * 1024
-"""What is asked for at once; pieces of output have at most twice as many bytes."""
+"""What is asked for at once, unless the caller says less; pieces of output have at most twice as many bytes."""
 
 WINDOW_LIMIT = 32 << 20
 """The memory that a zstd frame may ask for. RFC 8878 wants 8 MiB of every decoder; encoders for images stay at 16."""
@@ -41,15 +41,17 @@ def prepare(magic: bytes) -> None:
         import zstandard  # noqa: F401
 
 
-def tar_stream(read: Read, *, limit: int) -> Iterator[bytes]:
+def tar_stream(read: Read, *, limit: int, piece: int = PIECE) -> Iterator[bytes]:
     """The tar stream of the blob that ``read(n)`` gives, at most ``n`` bytes a call, empty at the end.
+
+    ``piece`` is about the size of what is asked for and given.
 
     Raises LayerError when it is damaged, ends early, or has more than ``limit`` bytes.
     """
-    reader = _Reader(read)
+    reader = _Reader(read, piece)
     magic = reader.peek(6)
     if magic.startswith(_GZIP):
-        pieces = _gzip(reader)
+        pieces = _gzip(reader, piece)
     elif _is_zstd(magic):
         pieces = _zstd(reader)
     else:
@@ -58,11 +60,11 @@ def tar_stream(read: Read, *, limit: int) -> Iterator[bytes]:
                 raise LayerError(f"layer: {name} compression is not one of gzip, zstd and none")
         pieces = reader.rest()
     size = 0
-    for piece in pieces:
-        size += len(piece)
+    for data in pieces:
+        size += len(data)
         if size > limit:
             raise LayerError(f"layer: it unpacks to more than the limit of {limit} bytes")
-        yield piece
+        yield data
 
 
 def _is_zstd(magic: bytes) -> bool:
@@ -72,15 +74,16 @@ def _is_zstd(magic: bytes) -> bool:
 class _Reader:
     """The blob's bytes, with those that were read too far."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, piece: int) -> None:
         self._read = read
+        self._piece = piece
         self._data = b""
         self._at = 0
 
     def peek(self, n: int) -> bytes:
         """The next ``n`` bytes, or all that are left, without taking them."""
         while len(self._data) - self._at < n:
-            more = self._read(PIECE)
+            more = self._read(self._piece)
             if not more:
                 break
             self._data = self._data[self._at :] + more
@@ -90,7 +93,7 @@ class _Reader:
     def some(self, n: int) -> bytes:
         """From 1 to ``n`` bytes, none at the end."""
         if self._at == len(self._data):
-            self._data, self._at = self._read(PIECE), 0
+            self._data, self._at = self._read(self._piece), 0
         piece = self._data[self._at : self._at + n]
         self._at += len(piece)
         return piece
@@ -109,7 +112,7 @@ class _Reader:
 
     def skip_zeros(self) -> bool:
         """Skip zeros; False where the blob ends with them."""
-        while piece := self.some(PIECE):
+        while piece := self.some(self._piece):
             rest = len(piece.lstrip(b"\0"))
             if rest:
                 self.put_back(rest)
@@ -118,11 +121,11 @@ class _Reader:
 
     def rest(self) -> Iterator[bytes]:
         """All that is left."""
-        while piece := self.some(PIECE):
+        while piece := self.some(self._piece):
             yield piece
 
 
-def _gzip(reader: _Reader) -> Iterator[bytes]:
+def _gzip(reader: _Reader, most: int) -> Iterator[bytes]:
     """Members one after the other. isal verifies the checksum and length of each."""
     from isal import igzip_lib
 
@@ -136,9 +139,9 @@ def _gzip(reader: _Reader) -> Iterator[bytes]:
                 data = reader.some(size)
                 if not data:
                     raise LayerError("layer: the gzip stream ends early")
-                size = min(2 * size, PIECE)
+                size = min(2 * size, most)
             try:
-                piece = member.decompress(data, PIECE)
+                piece = member.decompress(data, most)
             except igzip_lib.IsalError as error:  # type: ignore[misc] # isal's stub forgets its base
                 raise LayerError(f"layer: the gzip stream is damaged: {error}") from None
             if piece:

@@ -229,8 +229,9 @@ def _prepare_unpacking() -> None:
     """
     from isal import igzip_lib  # noqa: F401 - decompress.prepare finds it
 
-    from crungo.runtime import unpack  # noqa: F401 - likewise
+    from crungo.runtime import unpack
 
+    unpack.prepare()
     gc.collect()
     gc.freeze()
 

@@ -278,7 +278,8 @@ class Unpacking:
             # By its path, hence in our mount namespace: the child clones the mount, which it could of no other.
             directory = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                self.pidfd = spawner.fork(lambda: self._unpack(fds[0], directory, request["limit"]), self._ended)
+                own, limit = os.getpid(), request["limit"]
+                self.pidfd = spawner.fork(lambda: self._unpack(fds[0], directory, limit, own), self._ended)
             finally:
                 os.close(directory)
         except OSError as error:
@@ -297,9 +298,10 @@ class Unpacking:
         except ProcessLookupError:
             pass
 
-    def _unpack(self, blob: int, directory: int, limit: int) -> None:
+    def _unpack(self, blob: int, directory: int, limit: int, spawner: int) -> None:
         from crungo.runtime import unpack
 
+        syscalls.end_with_parent(spawner)  # nobody else would end it
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         child.arrange([null, null, null, blob, directory, self.channel.fileno()])
         unpack.run(3, 4, _socket.socket(fileno=5), limit=limit)

@@ -14,9 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tarballs
+from tests.support import tarballs, unpacking
 from tests.support.tarballs import Entry, archive, directory, hard_link, symlink
 from tests.support.unpacking import accepted, refused, survey, unpack_bytes
+
+
+@pytest.fixture(params=["one thread", "threads"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "by_threads", request.param == "threads")
 
 
 @pytest.fixture

@@ -102,12 +102,18 @@ class Running:
         return Outcome(message=last, exit=os.waitstatus_to_exitcode(status), peak=usage.ru_maxrss)
 
 
+by_threads = False
+"""A small blob whose end is told first is unpacked by one thread, others by several."""
+
+
 def unpack_bytes(blob: bytes, directory: Path, **options: Any) -> Outcome:
     """Unpack a whole blob into a directory, made if it is missing."""
     directory.mkdir(exist_ok=True)
     path = directory.with_name(directory.name + ".blob")
     path.write_bytes(blob)
     running = Running(path, directory, **options)
+    if by_threads:
+        running.send(available=len(blob))
     running.send(end=len(blob))
     return running.finish()
 

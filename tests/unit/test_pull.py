@@ -178,8 +178,8 @@ async def test_newer_without_registry(client: RegistryClient, tmp_path: Path) ->
 
 
 async def test_layers_are_pulled_at_once(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
-    text = registry.add(layered(*[300_000] * 8))
-    registry.faults = lambda request: Fault(pause=0.02) if "blobs" in request.path else None
+    text = registry.add(layered(*[1_100_000] * 8))
+    registry.faults = lambda request: Fault(pause=0.005) if "blobs" in request.path else None
     unpacker = PyUnpacker()
     await get(text, make_store(tmp_path), client, unpacker=unpacker, limits=PullLimits(layers=3))
     assert unpacker.most == 3
@@ -189,14 +189,23 @@ async def test_layers_are_pulled_at_once(registry: FakeRegistry, client: Registr
 async def test_unpacking_starts_with_first_bytes(
     registry: FakeRegistry, client: RegistryClient, tmp_path: Path
 ) -> None:
-    source = layered(400_000)
+    source = layered(1_200_000)
     text = registry.add(source)
     registry.faults = lambda request: (
-        Fault(pause=0.15) if source.document["layers"][0]["digest"] in request.path else None
+        Fault(pause=0.02) if source.document["layers"][0]["digest"] in request.path else None
     )
     unpacker = PyUnpacker()
     await get(text, make_store(tmp_path), client, unpacker=unpacker)
     assert len(unpacker.made[0].announced) > 2
+
+
+async def test_small_layers_are_unpacked_when_they_are_here(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    text = registry.add(layered(1_000_000))
+    unpacker = PyUnpacker()
+    await get(text, make_store(tmp_path), client, unpacker=unpacker)
+    assert unpacker.made[0].announced == []
 
 
 async def test_platform_from_index(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:

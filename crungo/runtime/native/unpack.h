@@ -18,7 +18,7 @@ struct crungo_unpack_result
 };
 
 /* Load, while the host's files are still in sight, all that the C library would otherwise load on demand: after the
-   chroot it would load it from the archive. 0, or -1 with errno. */
+   chroot it would load it from the archive. Before a fork, it saves every child the time. 0, or -1 with errno. */
 int crungo_unpack_prepare (void);
 
 /* Lock the calling process, which must still have one thread, into the directory: chroot, capabilities cut to those
