@@ -169,7 +169,10 @@ class Layers:
         try:
             staging = Staging(self._layout, diff_id, self._boot, path)
             try:
-                await anyio.to_thread.run_sync(staging.empty)
+                if os.listdir(path):
+                    await anyio.to_thread.run_sync(staging.empty)
+                else:
+                    staging.begin()
                 yield staging
             finally:
                 if is_current(fd, path):
@@ -189,6 +192,11 @@ class Staging:
         self._boot = boot
         self._path = path
 
+    def begin(self) -> None:
+        """Make the empty directory, where there is nothing yet."""
+        os.mkdir(self.directory, 0o700)
+        os.chmod(self.directory, 0o755)  # noqa: S103 - the root of a container, unless the archive says otherwise
+
     def empty(self) -> None:
         """Begin anew, with an empty directory. For a worker thread.
 
@@ -198,11 +206,17 @@ class Staging:
             trash = self._layout.fresh("trash")
             os.rename(f"{self._path}/{name}", trash)
             dispose(trash)
-        os.mkdir(self.directory, 0o700)
-        os.chmod(self.directory, 0o755)  # noqa: S103 - the root of a container, unless the archive says otherwise
+        self.begin()
+
+    def is_first(self) -> bool:
+        """Whether nothing has the place among the layers yet, so that :meth:`commit` need not remove it."""
+        return not os.path.lexists(self._layout.layer(self._diff_id))
 
     def commit(self, unpacked: Unpacked, *, blob: str) -> None:
-        """Give the directory its place among the layers. The caller has compared the digests. For a worker thread."""
+        """Give the directory its place among the layers. The caller has compared the digests.
+
+        Where it is not the first, for a worker thread.
+        """
         record = LayerRecord(
             diff_id=self._diff_id,
             blobs=(blob,),

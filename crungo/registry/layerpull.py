@@ -90,7 +90,9 @@ class LayerPull(Record):
 
     async def _keep(self, staging: Staging, unpacked: Unpacked) -> None:
         """Give the unpacked layer its place, unless it is here already, from another archive."""
-        if self.store.layers.trusted(self.diff_id):
+        if staging.is_first():
+            staging.commit(unpacked, blob=self.layer.digest)
+        elif self.store.layers.trusted(self.diff_id):
             await anyio.to_thread.run_sync(self.store.layers.note_blob, self.diff_id, self.layer.digest)
         else:
             await anyio.to_thread.run_sync(lambda: staging.commit(unpacked, blob=self.layer.digest))

@@ -134,7 +134,7 @@ class SpawnerProcess:
 
 
 class Request:
-    """A request to send once, from a worker thread."""
+    """A request to send once; where it may block, from a worker thread."""
 
     def __init__(
         self, spawner: SpawnerProcess, message: dict[str, Any], channel: _socket.socket, fds: Sequence[int]
@@ -144,12 +144,20 @@ class Request:
         self._channel = channel
         self._fds = fds
 
-    def send(self) -> None:
+    def send(self, flags: int = 0) -> None:
         """Send it; blocks while the spawner is busy with earlier ones."""
-        sent = wire.send(self._spawner.control, self._message, [self._channel.fileno(), *self._fds])
+        sent = wire.send(self._spawner.control, self._message, [self._channel.fileno(), *self._fds], flags)
         self.close()
         if not sent:
             raise self._spawner.died()
+
+    def send_if_room(self) -> bool:
+        """Send it unless that would block: False when it would."""
+        try:
+            self.send(_socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the spawner's end of the channel: it has its own by now, or never will."""

@@ -44,7 +44,8 @@ class SpawnerUnpacker:
         channel, request = self._spawner.request(message, [blob_fd])
         try:
             try:
-                await to_thread.run_sync(request.send)
+                if not request.send_if_room():
+                    await to_thread.run_sync(request.send)
             finally:
                 request.close()
             yield ChannelUnpacking(channel)
