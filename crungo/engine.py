@@ -26,7 +26,6 @@ from crungo.errors import HostError, NameInUse, UsageError
 from crungo.loopguard import LoopGuard
 from crungo.paths import Roots
 from crungo.process import Completed, Process, Stdio, run_to_end
-from crungo.runtime.cgroups import path_of
 from crungo.runtime.requests import SpawnerProcess
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from crungo.registry.pull import PullLimits
     from crungo.registry.retry import RetryPolicy
     from crungo.runtime.host import HostFacts
+    from crungo.runtime.template import Template, Templates
 
 __all__ = ["Engine"]
 
@@ -85,6 +85,7 @@ class Engine:
         self._spawner = spawner
         self._store: Store | None = None
         self._host: HostFacts | None = None
+        self._templates: Templates | None = None
         self._limiter: anyio.CapacityLimiter | None = None
         self._guard: LoopGuard | None = None
         self._containers: WeakSet[Container] = WeakSet()
@@ -213,18 +214,21 @@ class Engine:
         ``log`` is a descriptor for libcrun's log. ``command`` is one that brings the command later, for a container
         that shall only be created (see :mod:`crungo.pool`).
         """
-        from crungo.runtime.check import check_config
         from crungo.runtime.host import HostFacts
         from crungo.runtime.names import random_name
+        from crungo.runtime.template import Templates
 
         if self._host is None:
             self._host = HostFacts.read()
-        check_config(config, self._host)
+        if self._templates is None:
+            self._templates = Templates(self.roots.root, self._host)
+        self._templates.check(config)
         image = None if config.rootfs is not None else await self.image(config)
+        template = self._templates.get(config, image)
         for _ in range(NAME_TRIES):
             try:
                 return await self._create(
-                    config, image, config.name or random_name(), self._host, log=log, command=command
+                    config, image, template, config.name or random_name(), log=log, command=command
                 )
             except NameInUse:
                 if config.name is not None:
@@ -318,23 +322,17 @@ class Engine:
         self,
         config: ContainerConfig,
         image: Image | None,
+        template: Template,
         name: str,
-        host: HostFacts,
         *,
         log: int = -1,
         command: int = -1,
     ) -> Container:
-        from crungo.runtime.etc import etc_files
         from crungo.runtime.names import random_id
-        from crungo.runtime.spec import ContainerPlace, build_spec
 
+        assert self._host is not None
         identifier = random_id()
-        directory = f"{self.roots.root}/containers/{identifier}"
-        place = ContainerPlace(
-            id=identifier, rootfs=f"{directory}/rootfs", directory=directory, cgroups_path=path_of(identifier)
-        )
-        spec = build_spec(config, image.config if image else None, place=place, host=host)
-        files = etc_files(config, hostname=spec["hostname"], host=host)
+        filled = template.fill(identifier)
         user = config.user if config.user is not None else image.config.user if image else None
         message: dict[str, Any] = {
             "op": "create",
@@ -342,10 +340,10 @@ class Engine:
             "name": name,
             "layers": None if image is None else list(image.layers),
             "rootfs": config.rootfs,
-            "spec": json.dumps(spec).encode(),
+            "spec": filled.spec,
             "user": user,
             "groups": list(config.group_add),
-            "files": {file: text.encode() for file, text in files.items()},
+            "files": filled.files,
             "tty": config.tty,
             "debug": log >= 0,
             "await_command": command >= 0,
@@ -359,14 +357,14 @@ class Engine:
                 channel,
                 ours,
                 self._limiter,
-                spec["process"]["args"][0],
-                execute=partial(self._execute, identifier, user, spec["process"]),
+                filled.process["args"][0],
+                execute=partial(self._execute, identifier, user, filled.process),
                 traits=Traits(
                     image=None if image is None else image.id,
                     stop_signal=config.stop_signal or _stop_signal(image),
                     stop_timeout=config.stop_timeout,
-                    swap_limit=host.swap_limit,
-                    process=spec["process"],
+                    swap_limit=self._host.swap_limit,
+                    process=filled.process,
                 ),
             )
             self._containers.add(container)
@@ -383,7 +381,7 @@ class Engine:
         message: dict[str, Any] = {
             "op": "exec",
             "id": identifier,
-            "process": json.dumps(process).encode(),
+            "spec": b'{"ociVersion":"1.0.2","process":' + json.dumps(process).encode() + b"}",
             "user": user if config.user is None else config.user,
             "groups": [],
             "tty": config.tty,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -220,8 +221,8 @@ class Process:
     async def _launch(self, request: Request, until: Literal["created", "started"] = "started") -> None:
         """Ask for the process, and wait in a worker thread until it is there; ends it when that does not work out.
 
-        Cancelling orders the end through the channel, which also ends the wait: the thread is never abandoned, because
-        it would go on reading.
+        Cancelling orders the end through the channel, which also ends the thread's wait; it is awaited, because until
+        then it is the one that reads.
         """
         try:
             await self._launch_cancellably(request, until)
@@ -231,23 +232,24 @@ class Process:
             raise
 
     async def _launch_cancellably(self, request: Request, until: str) -> None:
-        done = False
+        begun = threading.Lock()  # the first who takes it decides whether the thread does anything
+        ended = threading.Event()
 
-        async def end_when_cancelled() -> None:
-            try:
-                await anyio.sleep_forever()
-            finally:
-                if not done:
-                    self._channel.end()
-
-        with single_failure():
-            async with anyio.create_task_group() as group:
-                group.start_soon(end_when_cancelled)
+        def work() -> None:
+            if begun.acquire(blocking=False):
                 try:
-                    await to_thread.run_sync(self._read_until, request, until, limiter=self._limiter)
+                    self._read_until(request, until)
                 finally:
-                    done = True
-                group.cancel_scope.cancel()
+                    ended.set()
+
+        try:
+            await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+        except anyio.get_cancelled_exc_class():
+            self._channel.end()
+            if not begun.acquire(blocking=False):
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(ended.wait)
+            raise
         self._raise_failure()
 
     def _read_until(self, request: Request, until: str) -> None:

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["claim_controllers", "directories", "hierarchies", "kill", "make_child", "path_of", "remove", "remove_empty"]
+__all__ = ["claim_controllers", "directories", "hierarchies", "kill", "path_of", "remove", "remove_empty"]
 
 ROOT = "/sys/fs/cgroup"
 SIGKILL = 9
@@ -74,17 +74,6 @@ def _move_processes(source: str, target: str) -> None:
                 pass
 
 
-def make_child(identifier: str, child: str) -> None:
-    """Make a cgroup below the container's, without limits of its own: those above apply."""
-    for top in directories(identifier):
-        os.mkdir(top + child, 0o755)
-        # A fresh v1 cpuset is empty, and no process may enter it (cpuset(7)).
-        for name in ("cpuset.cpus", "cpuset.mems"):
-            if os.path.exists(f"{top}{child}/{name}") and not os.path.exists(f"{top}/cgroup.controllers"):
-                with open(f"{top}/{name}", "rb") as above, open(f"{top}{child}/{name}", "wb") as file:
-                    file.write(above.read())
-
-
 def kill(identifier: str, child: str = "") -> None:
     """Send SIGKILL to every process in the container's cgroup and in the ones below it."""
     for top in directories(identifier, child):
@@ -109,9 +98,9 @@ def hierarchies() -> list[str]:
         return []
 
 
-def remove_empty(identifier: str, roots: list[str]) -> None:
-    """Remove the container's cgroup from ``hierarchies()`` at once; OSError when something is still in it."""
-    name = path_of(identifier)
+def remove_empty(identifier: str, roots: list[str], child: str = "") -> None:
+    """Remove the container's cgroup, or a child of it, from ``hierarchies()``; OSError when something is in it."""
+    name = path_of(identifier) + child
     for root in roots:
         try:
             os.rmdir(root + name)

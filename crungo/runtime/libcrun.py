@@ -1,26 +1,28 @@
 """libcrun, typed: the one module that owns its pointers and turns its errors into exceptions.
 
 Only the spawner's children call it, each a fresh fork with one thread: libcrun changes the umask, the signal mask,
-the working directory and the dumpable flag of its caller, and clones with raw system calls.
+the working directory and the dumpable flag of its caller, and clones with raw system calls. A child that starts
+something is C from its fork to its end (``native/start.h``): in Python, that would be a third of the time of a start.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-from crungo.errors import LibcrunError
+from crungo.errors import ContainerError, HostError, LibcrunError
 from crungo.runtime._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
-__all__ = ["COMMAND_FD", "STATUS_FD", "Handlers", "Libcrun", "Spec", "log_to"]
+    from crungo.errors import CrungoError
 
-STATUS_FD = 3
-COMMAND_FD = 4
-"""Where a container's first process tells of a failed exec, and where a pooled one gets its command (native/crun.h)."""
+__all__ = ["Handlers", "Start", "report_of", "update"]
+
+_FAILURES = {lib.CRUNGO_FAILURE_CONTAINER: ContainerError, lib.CRUNGO_FAILURE_HOST: HostError}
 
 
 class Handlers:
@@ -38,108 +40,104 @@ class Handlers:
             raise _exception("handlers", error)
 
 
-class Spec:
-    """A parsed OCI runtime specification, owned; ``close`` frees it."""
+class Start:
+    """What is to be started, in the form that ``crungo_start`` takes.
 
-    def __init__(self, text: bytes) -> None:
-        error = ffi.new("libcrun_error_t *")
-        self.pointer = lib.libcrun_container_load_from_memory(text, error)
-        if self.pointer == ffi.NULL:
-            raise _exception("load", error)
+    ``spec`` is the text of an OCI runtime specification. ``user`` and ``groups`` are resolved in the container's files.
+    """
 
-    def set_user(self, uid: int, gid: int, groups: Sequence[int]) -> None:
-        """Set the process's user; all are numbers inside the container."""
-        if lib.crungo_set_user(self.pointer, uid, gid, ffi.new("uint32_t[]", list(groups)), len(groups)) < 0:
-            raise LibcrunError("load", 0, "the specification has no process")
+    def __init__(
+        self,
+        *,
+        identifier: str,
+        state_root: str,
+        directory: str,
+        handlers: Handlers,
+        spec: bytes,
+        user: str | None,
+        groups: Sequence[str],
+        terminal: bool,
+        debug: bool,
+    ) -> None:
+        # cffi frees a char[] with the last reference to it.
+        self._kept: list[Any] = []
+        self._start = ffi.new("struct crungo_start *")
+        self._start.id = self._text(identifier)
+        self._start.state_root = self._text(state_root)
+        self._start.directory = self._text(directory)
+        self._start.handlers = handlers.manager
+        self._start.spec = ffi.from_buffer(spec)
+        self._start.user = ffi.NULL if user is None else self._text(user)
+        self._start.groups, self._start.n_groups = self._texts(groups)
+        self._start.terminal = terminal
+        self._start.debug = debug
+        self._kept.append(spec)
 
-    def close(self) -> None:
-        if self.pointer != ffi.NULL:
-            lib.libcrun_container_free(self.pointer)
-            self.pointer = ffi.NULL
+    def container(
+        self, *, layers: Sequence[str] | None, rootfs: str | None, files: Mapping[str, bytes], await_command: bool
+    ) -> None:
+        """Start a container, on an overlay of ``layers`` (lowest first) or on the directory ``rootfs``, as it is.
 
-
-class Libcrun:
-    """libcrun's calls on one container: its id, its state directory (``<state_root>/<id>``), its bundle."""
-
-    def __init__(self, *, state_root: str, identifier: str, bundle: str, handlers: Handlers | None = None) -> None:
-        # cffi frees a char[] with the last reference to it: they live as long as the context that points to them.
-        self._strings = {
-            "state_root": ffi.new("char[]", os.fsencode(state_root)),
-            "id": ffi.new("char[]", identifier.encode()),
-            "bundle": ffi.new("char[]", os.fsencode(bundle)),
-        }
-        self._context = ffi.new("libcrun_context_t *")
-        for name, value in self._strings.items():
-            setattr(self._context, name, value)
-        lib.crungo_set_output(self._context)
-        self._context.preserve_fds = 1  # STATUS_FD
-        self._context.fifo_exec_wait_fd = -1
-        self._context.detach = True
-        if handlers is not None:
-            self._context.handler_manager = handlers.manager
-
-    def create(self, spec: Spec, *, console_socket: str | None = None, await_command: bool = False) -> None:
-        """Create the container; its init waits for :meth:`start`.
-
-        With ``await_command`` it then waits for its command, on descriptor ``COMMAND_FD``.
-
-        With a terminal, libcrun connects to ``console_socket`` and sends the PTY's master over it.
+        ``files`` are made in its directory. With ``await_command`` it waits for its command, on descriptor 4.
         """
-        if console_socket is not None:
-            self._set("console_socket", console_socket)
-        if await_command:
-            lib.crungo_await_command()
-            self._context.preserve_fds = 2  # COMMAND_FD too
-        self._call("create", lib.libcrun_container_create, self._context, spec.pointer, 0)
+        self._start.layers, self._start.n_layers = self._texts(layers or ())
+        self._start.rootfs = ffi.NULL if rootfs is None else self._text(rootfs)
+        array = ffi.new("struct crungo_file[]", len(files))
+        for entry, (name, content) in zip(array, files.items(), strict=True):
+            entry.name, entry.content, entry.size = self._text(name), ffi.from_buffer(content), len(content)
+        self._start.files, self._start.n_files = array, len(files)
+        self._start.await_command = await_command
+        self._kept += [array, files]
 
-    def start(self) -> None:
-        """Let the init of a container that was created a moment ago go on to its exec.
+    def execution(self, *, init: int, hierarchies: Sequence[str], cgroup: str, child_cgroup: str) -> None:
+        """Start a further process in the container whose init has this process id, in a cgroup below its own."""
+        self._start.init = init
+        self._start.hierarchies, self._start.n_hierarchies = self._texts(hierarchies)
+        self._start.cgroup = self._text(cgroup)
+        self._start.child_cgroup = self._text(child_cgroup)
 
-        It is libcrun's start, without its look at records that are known.
-        """
-        arguments = (self._strings["state_root"], self._strings["id"])
-        self._call("start", lib.libcrun_status_write_exec_fifo, *arguments)
-
-    def execute(self, spec: Spec, *, cgroup: str, pid_file: str, console_socket: str | None = None) -> None:
-        """Start the process of ``spec``, which has nothing else, in the running container.
-
-        ``cgroup`` is below the container's own; the pid is written to ``pid_file``.
-        """
-        self._set("pid_file", pid_file)
-        if console_socket is not None:
-            self._set("console_socket", console_socket)
-        arguments = (self._context, self._strings["id"], spec.pointer, ffi.new("char[]", cgroup.encode()))
-        self._call("exec", lib.crungo_exec, *arguments)
-
-    def update(self, resources: bytes) -> None:
-        """Set limits: the text of an OCI ``linux.resources`` object."""
-        arguments = (self._context, self._strings["id"], resources, len(resources))
-        self._call("update", lib.libcrun_container_update, *arguments)
-
-    def pid(self) -> int:
-        """The process id of the container's init, as seen by the caller."""
-        error = ffi.new("libcrun_error_t *")
-        status = ffi.new("libcrun_container_status_t *")
-        if lib.libcrun_read_container_status(status, self._context.state_root, self._context.id, error) < 0:
-            raise _exception("state", error)
-        pid: int = status.pid
-        lib.libcrun_free_container_status(status)
+    def fork(self, fds: Sequence[int], nofile: tuple[int, int]) -> int:
+        """Fork the child, with these descriptors as its 0, 1, 2, …; returns its process id."""
+        array = ffi.new("int[]", list(fds))
+        self._start.fds, self._start.n_fds = array, len(fds)
+        self._start.spawner = os.getpid()
+        self._start.nofile = nofile
+        pid: int = lib.crungo_start(self._start)
+        if pid < 0:
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
         return pid
 
-    def _set(self, field: str, value: str) -> None:
-        self._strings[field] = ffi.new("char[]", os.fsencode(value))
-        setattr(self._context, field, self._strings[field])
+    def _text(self, text: str) -> Any:
+        self._kept.append(ffi.new("char[]", os.fsencode(text)))
+        return self._kept[-1]
 
-    def _call(self, operation: str, function: Any, *arguments: Any) -> None:
-        error = ffi.new("libcrun_error_t *")
-        if function(*arguments, error) < 0:
-            raise _exception(operation, error)
+    def _texts(self, texts: Sequence[str]) -> tuple[Any, int]:
+        self._kept.append(ffi.new("char *[]", [self._text(text) for text in texts]))
+        return self._kept[-1], len(texts)
 
 
-def log_to(fd: int = -1, *, debug: bool = False, errors: int = -1) -> None:
-    """Send libcrun's log to ``fd``, a line a message, or nowhere; errors to a status descriptor too."""
-    lib.crungo_log_to(fd, errors)
-    lib.libcrun_set_verbosity(lib.LIBCRUN_VERBOSITY_DEBUG if debug else lib.LIBCRUN_VERBOSITY_WARNING)
+def report_of(packet: bytes) -> int | CrungoError:
+    """What a child has reported: the id of the process that it started, or why it did not (``native/start.h``)."""
+    kind, number = (int.from_bytes(packet[at : at + 4], sys.byteorder, signed=True) for at in (0, 4))
+    if kind == 0:
+        return number
+    operation, message, hint, _ = (text.decode(errors="replace") for text in packet[8:].split(b"\0"))
+    if kind == lib.CRUNGO_FAILURE_LIBCRUN:
+        return LibcrunError(operation, number, message)
+    return _FAILURES[kind](message, hint=hint or None)
+
+
+def update(*, identifier: str, state_root: str, resources: bytes) -> None:
+    """Set limits of a running container: the text of an OCI ``linux.resources`` object."""
+    # As above: they live as long as the context that points to them.
+    strings = [ffi.new("char[]", os.fsencode(text)) for text in (state_root, identifier)]
+    context = ffi.new("libcrun_context_t *")
+    context.state_root, context.id = strings
+    lib.crungo_log_to(-1, -1)
+    lib.crungo_set_output(context)
+    error = ffi.new("libcrun_error_t *")
+    if lib.libcrun_container_update(context, strings[1], resources, len(resources), error) < 0:
+        raise _exception("update", error)
 
 
 def _exception(operation: str, error: Any) -> LibcrunError:

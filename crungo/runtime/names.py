@@ -11,7 +11,10 @@ import re
 
 from crungo.parsing.values import bad_value, words
 
-__all__ = ["check_name", "random_id", "random_name"]
+__all__ = ["SHORT", "check_name", "random_id", "random_name"]
+
+SHORT = 12
+"""Digits of the short form of an id."""
 
 _NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,249}"  # with an ending, still a file name of 255 bytes
 
@@ -40,7 +43,7 @@ _NOUNS = words(
 
 def random_id() -> str:
     """A fresh container id."""
-    while (identifier := os.urandom(32).hex())[:12].isdigit():
+    while (identifier := os.urandom(32).hex())[:SHORT].isdigit():
         pass
     return identifier
 

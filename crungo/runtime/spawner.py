@@ -18,13 +18,14 @@ import select
 import sys
 
 from crungo.runtime import cgroups, child, syscalls, wire
-from crungo.runtime.libcrun import Handlers
+from crungo.runtime.libcrun import Handlers, Start
 from crungo.runtime.state import Places, remove_tree
 from crungo.runtime.tasks import Container, Execution, Unpacking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from crungo.runtime.state import Claim
     from crungo.runtime.tasks import Task
@@ -46,7 +47,7 @@ class Spawner:
         self.root = root
         self.places = Places(root, run)
         self.tasks: set[Task] = set()
-        self.users: dict[tuple[str | None, ...] | None, tuple[int, int, tuple[int, ...]]] = {}
+        self.containers: dict[str, Container] = {}
         self.hierarchies = cgroups.hierarchies()
         self.unpackings: set[Unpacking] = set()
         self._poll = select.epoll()
@@ -134,6 +135,27 @@ class Spawner:
                 code = 0
             finally:
                 os._exit(code)
+        return self._await(pid, then)
+
+    def new_start(self, request: dict[str, Any], directory: str) -> Start:
+        """What a container and a further process in one have in common; ``directory`` is the container's."""
+        return Start(
+            identifier=request["id"],
+            state_root=self.places.state,
+            directory=directory,
+            handlers=self.handlers,
+            spec=request["spec"],
+            user=request["user"],
+            groups=request["groups"],
+            terminal=request["tty"],
+            debug=request["debug"],
+        )
+
+    def start(self, start: Start, fds: list[int], then: Callable[[int], None]) -> None:
+        """Start something in a child, and call ``then`` with the child's exit code when it has ended."""
+        self._await(start.fork(fds, self.limits), then)
+
+    def _await(self, pid: int, then: Callable[[int], None]) -> int:
         pidfd = os.pidfd_open(pid)
         self._children.add(pid)
 

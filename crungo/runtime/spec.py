@@ -18,6 +18,7 @@ from crungo.records import Record
 from crungo.runtime.capabilities import container_capabilities
 from crungo.runtime.limits import resources, rlimits, sysctls
 from crungo.runtime.mounts import INIT_TARGET, MASKED_PATHS, READ_ONLY_PATHS, container_mounts
+from crungo.runtime.names import SHORT
 from crungo.runtime.seccomp import default_profile, user_profile
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class ContainerPlace(Record):
 
 def container_hostname(config: ContainerConfig, place: ContainerPlace, host: HostFacts) -> str:
     """What was asked for, else the host's own with its network, else the start of the id."""
-    return config.hostname or (host.hostname if config.network == "host" else place.id[:12])
+    return config.hostname or (host.hostname if config.network == "host" else place.id[:SHORT])
 
 
 def build_spec(

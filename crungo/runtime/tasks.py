@@ -13,19 +13,19 @@ import sys
 
 from crungo.errors import ContainerError
 from crungo.runtime import cgroups, child, freezer, syscalls, wire
+from crungo.runtime.libcrun import report_of
 from crungo.runtime.state import Budget, Overrun
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
+    from crungo.runtime.libcrun import Start
     from crungo.runtime.spawner import Spawner
 
 __all__ = ["Container", "Execution", "Task", "Unpacking"]
 
 SIGKILL = 9
-USERS_LIMIT = 1000
 QUICK_ENTRIES = 100
 
 
@@ -58,24 +58,13 @@ class Task:
         self._kill()
         self.settle()
 
-    def launch(self, work: Callable[[_socket.socket], None], fds: list[int]) -> None:
+    def launch(self, start: Start, fds: list[int]) -> None:
         """Fork the child that makes the process.
 
         ``fds``: its standard streams, what brings its command (anything where nothing does) and, perhaps, its log.
         """
         ours, theirs = wire.pair()
         self.status, status = os.pipe2(os.O_CLOEXEC)
-        spawner = os.getpid()
-
-        def body() -> None:
-            syscalls.end_with_parent(spawner)  # nobody would own what it makes
-            child.arrange([*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]])
-            report = _socket.socket(fileno=child.REPORT_FD)
-            try:
-                work(report)
-            except BaseException as error:
-                wire.send(report, child.failure(error))
-                raise
 
         def ended(code: int) -> None:
             self.read_report()  # what the child said last may still be unread
@@ -90,7 +79,7 @@ class Task:
             self.settle()
 
         try:
-            self.spawner.fork(body, ended)
+            self.spawner.start(start, [*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]], ended)
             self.report = ours
             self.spawner.watch(ours.fileno(), self.read_report)
         finally:
@@ -100,18 +89,18 @@ class Task:
     def read_report(self) -> None:
         """Take what the child has reported so far."""
         while self.report is not None and _readable(self.report.fileno()):
-            message, fds = wire.recv(self.report)
-            if message is None:
+            packet, fds = wire.recv_packet(self.report)
+            if not packet:
                 self.spawner.unwatch(self.report.fileno())
                 return
-            if message["event"] == "error":
+            report = report_of(packet)
+            if not isinstance(report, int):
                 # libcrun does not say why an exec failed; the process that did it has.
                 told = os.read(self.status, 4096) if _readable(self.status) else b""
-                self._fail(_exec_failure(told) if told else message)
+                self._fail(_exec_failure(told) if told else child.failure(report))
                 continue
-            self.pid, self.pidfd = message["pid"], fds[0]
-            self.created(message)
-            self.tell(message, tuple(fds))
+            self.pid, self.pidfd = report, fds[0]
+            self.tell({"event": "created", "pid": report}, tuple(fds))
             for fd in fds[1:]:
                 os.close(fd)
             self.spawner.watch(self.pidfd, self.settle)
@@ -141,9 +130,6 @@ class Task:
             self.doom()
         else:
             self.command(message)
-
-    def created(self, message: dict[str, Any]) -> None:
-        """The process exists."""
 
     def command(self, message: dict[str, Any]) -> None:
         """A request about this task, on its channel."""
@@ -201,14 +187,15 @@ class Container(Task):
     def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
         self.claim = spawner.places.claim(request["id"], request["name"])
         super().__init__(spawner, channel)
-        # The files of an image do not change: one look at its users is enough.
-        self.user = None if request["layers"] is None else (*request["layers"], request["user"], *request["groups"])
-        request["numbers"] = spawner.users.get(self.user)
-        self.launch(lambda report: child.create(request, self.claim, spawner.handlers, report), fds)
-
-    def created(self, message: dict[str, Any]) -> None:
-        if self.user is not None and len(self.spawner.users) < USERS_LIMIT:
-            self.spawner.users[self.user] = message["user"]
+        spawner.containers[self.claim.identifier] = self
+        start = spawner.new_start(request, self.claim.directory)
+        start.container(
+            layers=request["layers"],
+            rootfs=request["rootfs"],
+            files=request["files"],
+            await_command=request["await_command"],
+        )
+        self.launch(start, fds)
 
     def command(self, message: dict[str, Any]) -> None:
         if message["op"] == "update":
@@ -239,6 +226,7 @@ class Container(Task):
 
     def _removed(self, code: int) -> None:
         self.claim.release()
+        del self.spawner.containers[self.claim.identifier]
         self.finish(None if code == 0 else f"container {self.claim.identifier}: not all of it could be removed")
 
 
@@ -248,20 +236,35 @@ class Execution(Task):
     serial = 0
 
     def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        container = spawner.containers.get(request["id"])
+        if container is None or container.pidfd < 0:
+            raise ContainerError(f"container {request['id']}: it is not running")
         super().__init__(spawner, channel)
         Execution.serial += 1
         self.identifier = request["id"]
         self.cgroup = f"/exec-{os.getpid()}-{Execution.serial}"
-        self.launch(lambda report: child.execute(request, self.cgroup, spawner.places, spawner.handlers, report), fds)
+        start = spawner.new_start(request, container.claim.directory)
+        start.execution(
+            init=container.pid,
+            hierarchies=spawner.hierarchies,
+            cgroup=cgroups.path_of(self.identifier),
+            child_cgroup=self.cgroup,
+        )
+        self.launch(start, fds)
 
     def clean_up(self) -> None:
         if not self.doomed:
             self.working = False  # `doom` comes here again
             return
-        self.spawner.fork(
-            lambda: child.end_execution(self.identifier, self.cgroup),
-            lambda code: self.finish(None if code == 0 else "exec: not all that it started could be ended"),
-        )
+        try:
+            cgroups.remove_empty(self.identifier, self.spawner.hierarchies, self.cgroup)
+        except OSError:  # something that it started is still there
+            self.spawner.fork(
+                lambda: child.end_execution(self.identifier, self.cgroup),
+                lambda code: self.finish(None if code == 0 else "exec: not all that it started could be ended"),
+            )
+        else:
+            self.finish(None)
 
 
 class Unpacking:

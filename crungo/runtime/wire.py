@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
     Text = dict[str, int | str]
 
-__all__ = ["MAX_FDS", "TEXT_LIMIT", "decode_text", "encode_text", "pair", "recv", "recv_text", "send", "send_text"]
+__all__ = [
+    "MAX_FDS",
+    "TEXT_LIMIT",
+    "decode_text",
+    "encode_text",
+    "pair",
+    "recv",
+    "recv_packet",
+    "recv_text",
+    "send",
+    "send_text",
+]
 
 INLINE_LIMIT = 64 * 1024
 """Larger messages go through a memfd: well below the kernel's default socket buffer of 208 KiB."""
@@ -68,6 +79,21 @@ def send(sock: _socket.socket, message: Message, fds: Sequence[int] = (), flags:
 
 def recv(sock: _socket.socket) -> tuple[Message | None, list[int]]:
     """Receive one message and its descriptors (close-on-exec, owned by the caller); ``(None, [])`` at the end."""
+    data, fds = recv_packet(sock)
+    if not data:
+        return None, []
+    try:
+        body = _read_all(fds.pop(0)) if data[:1] == _BY_MEMFD else data[1:]
+        message: Message = marshal.loads(body)  # noqa: S302 - from our own process; see above
+        taken, fds = fds, []
+        return message, taken
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def recv_packet(sock: _socket.socket) -> tuple[bytes, list[int]]:
+    """Receive one packet of any form and its descriptors, as ``recv`` does; ``(b"", [])`` at the end."""
     while True:
         try:
             data, ancillary, flags, _ = sock.recvmsg(
@@ -84,18 +110,13 @@ def recv(sock: _socket.socket) -> tuple[Message | None, list[int]]:
                 int.from_bytes(content[at : at + 4], sys.byteorder)
                 for at in range(0, len(content) - len(content) % 4, 4)
             ]
-    try:
-        if not data:
-            return None, []
-        if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
-            raise OSError(errno.EMSGSIZE, "message or descriptors cut off: too many open files?")
-        body = _read_all(fds.pop(0)) if data[:1] == _BY_MEMFD else data[1:]
-        message: Message = marshal.loads(body)  # noqa: S302 - from our own process; see above
-        taken, fds = fds, []
-        return message, taken
-    finally:
-        for fd in fds:
-            os.close(fd)
+    if data and not flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+        return data, fds
+    for fd in fds:
+        os.close(fd)
+    if data:
+        raise OSError(errno.EMSGSIZE, "message or descriptors cut off: too many open files?")
+    return b"", []
 
 
 def send_text(sock: _socket.socket, message: Text) -> bool:

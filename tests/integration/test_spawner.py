@@ -138,16 +138,16 @@ def test_the_command_line_with_a_killed_spawner(crungo: Crungo, busybox_referenc
 
 @both
 async def test_a_spawner_killed_while_it_executes(crungo: Crungo, busybox_reference: str, anyio_backend: str) -> None:
-    """The folder that an execution needs for a moment is there; the engine's successor of the spawner removes it."""
-
-    def work() -> list[str]:
-        return [str(path) for path in crungo.run.glob("work-*/exec-*")]
-
+    """The socket that an execution with a terminal needs for a moment is there; the spawner's successor removes it."""
     with orphans_reaped():
         async with engine_of(crungo) as engine:
             with pytest.raises(SpawnerDied):  # noqa: PT012 - the block is left by the error
                 async with engine.container(busybox_reference, ["sleep", "1000"]) as container:
-                    (folder,) = crungo.run.glob("work-*")
+                    folder = crungo.root / "containers" / container.id
+
+                    def work() -> list[str]:
+                        return [name for name in os.listdir(folder) if name.startswith("console-")]
+
                     async with anyio.create_task_group() as group:
 
                         async def kill() -> None:
@@ -157,11 +157,12 @@ async def test_a_spawner_killed_while_it_executes(crungo: Crungo, busybox_refere
                         group.start_soon(kill)
                         while True:
                             try:
-                                await container.run(["true"])
+                                await container.run(["true"], tty=True)
                             except SpawnerDied:
                                 break
                     await container.wait()
     assert not list(crungo.run.glob("work-*"))
+    assert not os.listdir(crungo.root / "containers")
 
 
 PLACES = ["containers", "names"]

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from crungo.errors import ContainerError
-from crungo.runtime.rootfs import FILE_LIMIT, open_root, read_file
+from tests.support.native import read_file
+
+FILE_LIMIT = 4 << 20
 
 IN_OPEN = 0x20
 
@@ -19,7 +21,7 @@ IN_OPEN = 0x20
 def root(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "outside").write_text("outside")
     (tmp_path / "root").mkdir()
-    root = open_root(str(tmp_path / "root"))
+    root = os.open(tmp_path / "root", os.O_PATH | os.O_DIRECTORY)
     yield root
     os.close(root)
 

@@ -15,7 +15,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-PARTS = ["crun", "syscalls", "unpack"]
+PARTS = ["crun", "syscalls", "users", "rootfs", "start", "unpack"]
 LIBRARIES = ["archive", "seccomp", "cap"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
@@ -45,7 +45,7 @@ def make() -> FFI:
         "crungo.runtime._native",
         "\n".join(f'#include "{part}.h"' for part in PARTS),
         # Relative, as setuptools wants sources to be, so that they are found in a source distribution.
-        sources=[str((HERE / f"{part}.c").relative_to(ROOT)) for part in PARTS],
+        sources=[str((HERE / f"{part}.c").relative_to(ROOT)) for part in (*PARTS, "failure")],
         depends=[str(path.relative_to(ROOT)) for path in sorted(HERE.iterdir()) if path.suffix in (".h", ".cdef")],
         include_dirs=[
             str(HERE),

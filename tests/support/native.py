@@ -1,0 +1,44 @@
+"""What the native module does between a fork and an exec, callable by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from crungo.errors import ContainerError
+from crungo.runtime._native import ffi, lib
+
+__all__ = ["read_file", "resolve_user"]
+
+
+def resolve_user(
+    user: str | None, groups: Sequence[str], passwd: bytes, group: bytes
+) -> tuple[int, int, tuple[int, ...]]:
+    """uid, gid, and all groups, or ContainerError."""
+    found, why = ffi.new("struct crungo_user *"), ffi.new("struct crungo_failure *")
+    texts = [ffi.new("char[]", os.fsencode(text)) for text in groups]
+    spec = ffi.NULL if user is None else ffi.new("char[]", os.fsencode(user))
+    # Copies of the exact size: a read beyond them is one that valgrind and the sanitizers see.
+    files = [ffi.new("char[]", len(content) or 1) for content in (passwd, group)]
+    for file, content in zip(files, (passwd, group), strict=True):
+        ffi.memmove(file, content, len(content))
+    status = lib.crungo_resolve_user(
+        spec, ffi.new("char *[]", texts), len(texts), files[0], len(passwd), files[1], len(group), found, why
+    )
+    if status < 0:
+        assert why.kind == lib.CRUNGO_FAILURE_CONTAINER
+        raise ContainerError(ffi.string(why.message).decode(errors="replace"))
+    return found.uid, found.gid, tuple(found.groups[0 : found.n_groups])
+
+
+def read_file(root: int, name: str) -> bytes:
+    """The content of a file below a root, or ContainerError."""
+    size, why = ffi.new("size_t *"), ffi.new("struct crungo_failure *")
+    content = lib.crungo_read_file(root, name.encode(), size, why)
+    if content == ffi.NULL:
+        assert why.kind == lib.CRUNGO_FAILURE_CONTAINER
+        raise ContainerError(ffi.string(why.message).decode())
+    try:
+        return bytes(ffi.buffer(content, size[0]))
+    finally:
+        lib.free(content)
