@@ -87,6 +87,9 @@ class Engine:
         self._host: HostFacts | None = None
         self._templates: Templates | None = None
         self._limiter: anyio.CapacityLimiter | None = None
+        # Whoever waits to be created has been given nothing yet: a thousand requests at once would otherwise be
+        # prepared in one turn of the loop, and take seven thousand descriptors.
+        self._turns = anyio.Semaphore(start_limit, fast_acquire=True)
         self._guard: LoopGuard | None = None
         self._containers: WeakSet[Container] = WeakSet()
         self._known: dict[tuple[str, str | None], tuple[int, Image]] = {}  # and when the names of images last changed
@@ -227,9 +230,9 @@ class Engine:
         template = self._templates.get(config, image)
         for _ in range(NAME_TRIES):
             try:
-                return await self._create(
-                    config, image, template, config.name or random_name(), log=log, command=command
-                )
+                name = config.name or random_name()
+                async with self._turns:
+                    return await self._create(config, image, template, name, log=log, command=command)
             except NameInUse:
                 if config.name is not None:
                     raise
@@ -387,11 +390,12 @@ class Engine:
             "tty": config.tty,
             "debug": False,
         }
-        with _stdio(config) as (ours, theirs):
-            channel, request = self.spawner.request(message, [*theirs, theirs[0]])
-            started = Process(channel, ours, self._limiter, process["args"][0])
-            await started._launch(request)
-            return started
+        async with self._turns:
+            with _stdio(config) as (ours, theirs):
+                channel, request = self.spawner.request(message, [*theirs, theirs[0]])
+                started = Process(channel, ours, self._limiter, process["args"][0])
+                await started._launch(request)
+                return started
 
 
 def _stop_signal(image: Image | None) -> int:

@@ -9,11 +9,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import pytest
 
 import crungo
+from crungo import engine as engine_module
 from crungo.errors import (
     CommandFailed,
     CommandNotExecutable,
@@ -316,6 +318,33 @@ async def test_many_at_once_from_two_engines(crungo: Crungo, busybox_reference: 
             for number in range(30):
                 group.start_soon(one, apis[number % 2], number)
     assert sorted(results, key=lambda text: int(text or b"-1")) == [b"%d\n" % number for number in range(30)]
+
+
+async def test_who_waits_to_be_created_costs_nothing_yet(
+    crungo: Crungo, busybox_reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are asked for at once, the loop prepares no more of them in a turn than may be made."""
+    prepared = 0
+    when_running: list[int] = []
+    standard_streams = engine_module._stdio
+
+    def counting(config: Any) -> Any:
+        nonlocal prepared
+        prepared += 1
+        return standard_streams(config)
+
+    monkeypatch.setattr(engine_module, "_stdio", counting)
+    async with engine(crungo, start_limit=2) as api:
+
+        async def one() -> None:
+            async with api.container(busybox_reference, ["true"]):
+                when_running.append(prepared)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(12):
+                group.start_soon(one)
+    assert len(when_running) == prepared == 12
+    assert when_running[0] <= 2
 
 
 def test_an_engine_on_a_loop_outside_the_main_thread(
