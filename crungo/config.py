@@ -6,17 +6,17 @@ Nothing here touches the system; the text that users write (``256m``, ``./data:/
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 from crungo.records import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Literal
+
+    Network = Literal["none", "host"]
+    PullPolicy = Literal["missing", "always", "never", "newer"]
 
 __all__ = ["ContainerConfig", "Device", "ExecConfig", "Mount", "Ulimit"]
-
-Network = Literal["none", "host"]
-PullPolicy = Literal["missing", "always", "never", "newer"]
 
 
 class Mount(Record):

@@ -15,13 +15,12 @@ import anyio
 from anyio import to_thread
 
 from crungo.errors import CrungoError, NotRunning, SpawnerDied
-from crungo.process import Completed, Process, Stdio, run_to_end
-from crungo.records import Record
+from crungo.process import Completed, Process, run_to_end
 from crungo.runtime.requests import error_from
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Any, Unpack
 
@@ -29,25 +28,16 @@ if TYPE_CHECKING:
     from anyio.abc import ByteReceiveStream
 
     from crungo.config import ExecConfig
+    from crungo.creation import Traits
     from crungo.fields import ExecFields
     from crungo.runtime.requests import Channel
     from crungo.runtime.stats import Stats
+    from crungo.stdio import Stdio
 
-__all__ = ["Container", "Traits"]
+__all__ = ["Container"]
 
 GET_LIMIT = 64 << 20
 STATS_INTERVAL = 1.0
-
-
-class Traits(Record):
-    """What a container needs to know of itself: the id of its image, how it is stopped (a signal, and seconds until it
-    is killed), whether the host can limit memory plus swap, and the OCI process object that it was made with."""
-
-    image: str | None
-    stop_signal: int
-    stop_timeout: float
-    swap_limit: bool
-    process: Mapping[str, Any]
 
 
 class Container(Process):

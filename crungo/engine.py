@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -21,18 +20,19 @@ from weakref import WeakSet
 import anyio
 from anyio import to_thread
 
-from crungo.containers import Container, Traits
+from crungo.containers import Container
 from crungo.errors import HostError, NameInUse, UsageError
 from crungo.loopguard import LoopGuard
 from crungo.paths import Roots
-from crungo.process import Completed, Process, Stdio, run_to_end
-from crungo.runtime.requests import SpawnerProcess
+from crungo.process import Completed, Process, run_to_end
+from crungo.runtime.requests import SpawnerProcess, require_root
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from typing import Unpack
 
     from crungo.config import ContainerConfig, ExecConfig, PullPolicy
+    from crungo.creation import Creation
     from crungo.fields import ContainerFields
     from crungo.image.leases import Lease
     from crungo.image.store import Image, Removal, Store
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from crungo.registry.pull import PullLimits
     from crungo.registry.retry import RetryPolicy
     from crungo.runtime.host import HostFacts
-    from crungo.runtime.template import Template, Templates
+    from crungo.runtime.template import Templates
 
 __all__ = ["Engine"]
 
@@ -96,8 +96,7 @@ class Engine:
         self._leases: dict[str, Lease] = {}  # by image id: what we use, no other process removes
 
     async def __aenter__(self) -> Engine:
-        if os.geteuid() != 0:
-            raise HostError("crungo makes containers as root only", hint="run it with sudo")
+        require_root()
         self._limiter = anyio.CapacityLimiter(self._start_limit)
         if self._spawner is None:
             self._spawner = await to_thread.run_sync(SpawnerProcess.start, self.roots)
@@ -217,8 +216,8 @@ class Engine:
         ``log`` is a descriptor for libcrun's log. ``command`` is one that brings the command later, for a container
         that shall only be created (see :mod:`crungo.pool`).
         """
+        from crungo.creation import Creation
         from crungo.runtime.host import HostFacts
-        from crungo.runtime.names import random_name
         from crungo.runtime.template import Templates
 
         if self._host is None:
@@ -230,13 +229,26 @@ class Engine:
         template = self._templates.get(config, image)
         for _ in range(NAME_TRIES):
             try:
-                name = config.name or random_name()
                 async with self._turns:
-                    return await self._create(config, image, template, name, log=log, command=command)
+                    creation = Creation(self.spawner, config, image, template, self._host, log=log, command=command)
+                    return await self._create(creation, created=command >= 0)
             except NameInUse:
                 if config.name is not None:
                     raise
         raise HostError("create container: no free name found")
+
+    async def adopt(self, creation: Creation) -> Container:
+        """The container of a creation that was sent to this engine's spawner; as :meth:`create` otherwise."""
+        self._host = creation.host
+        if creation.lease is not None and creation.traits.image is not None:
+            self._leases[creation.traits.image] = creation.lease
+            creation.lease = None
+        try:
+            return await self._create(creation)
+        except NameInUse:
+            if creation.config.name is not None:
+                raise
+            return await self.create(creation.config)
 
     async def image(self, config: ContainerConfig) -> Image:
         """The image of a configuration, pulled as its policy says, and kept until the engine is left."""
@@ -321,117 +333,46 @@ class Engine:
             self._known.clear()  # what is used again is held again
         return await to_thread.run_sync(partial(remove, self.store, image, force=force, own=users))
 
-    async def _create(
-        self,
-        config: ContainerConfig,
-        image: Image | None,
-        template: Template,
-        name: str,
-        *,
-        log: int = -1,
-        command: int = -1,
-    ) -> Container:
-        from crungo.runtime.names import random_id
-
-        assert self._host is not None
-        identifier = random_id()
-        filled = template.fill(identifier)
-        user = config.user if config.user is not None else image.config.user if image else None
-        message: dict[str, Any] = {
-            "op": "create",
-            "id": identifier,
-            "name": name,
-            "layers": None if image is None else list(image.layers),
-            "rootfs": config.rootfs,
-            "spec": filled.spec,
-            "user": user,
-            "groups": list(config.group_add),
-            "files": filled.files,
-            "tty": config.tty,
-            "debug": log >= 0,
-            "await_command": command >= 0,
-        }
+    async def _create(self, creation: Creation, *, created: bool = False) -> Container:
+        """The container of a creation, started, or only ``created``."""
         assert self._limiter is not None
-        with _stdio(config) as (ours, theirs):
-            bring = command if command >= 0 else theirs[0]
-            channel, request = self.spawner.request(message, [*theirs, bring, *([log] if log >= 0 else [])])
-            container = Container(
-                identifier,
-                channel,
-                ours,
-                self._limiter,
-                filled.process["args"][0],
-                execute=partial(self._execute, identifier, user, filled.process),
-                traits=Traits(
-                    image=None if image is None else image.id,
-                    stop_signal=config.stop_signal or _stop_signal(image),
-                    stop_timeout=config.stop_timeout,
-                    swap_limit=self._host.swap_limit,
-                    process=filled.process,
-                ),
-            )
-            self._containers.add(container)
-            await container._launch(request, until="started" if command < 0 else "created")
-            return container
+        container = Container(
+            creation.identifier,
+            creation.channel,
+            creation.stdio,
+            self._limiter,
+            creation.traits.process["args"][0],
+            execute=partial(self._execute, creation),
+            traits=creation.traits,
+        )
+        container._hear(creation.heard)
+        self._containers.add(container)
+        await container._launch(creation.request, until="created" if created else "started")
+        return container
 
-    async def _execute(self, identifier: str, user: str | None, base: dict[str, Any], config: ExecConfig) -> Process:
-        """Start a further process in a container that was made with ``user`` and the process object ``base``."""
+    async def _execute(self, creation: Creation, config: ExecConfig) -> Process:
+        """Start a further process in a container."""
         from crungo.runtime.spec import build_exec
+        from crungo.stdio import standard_streams
 
         assert self._limiter is not None
-        assert self._host is not None
-        process = build_exec(config, base, host=self._host)
+        process = build_exec(config, creation.traits.process, host=creation.host)
         message: dict[str, Any] = {
             "op": "exec",
-            "id": identifier,
+            "id": creation.identifier,
             "spec": b'{"ociVersion":"1.0.2","process":' + json.dumps(process).encode() + b"}",
-            "user": user if config.user is None else config.user,
+            "user": creation.user if config.user is None else config.user,
             "groups": [],
             "tty": config.tty,
             "debug": False,
         }
         async with self._turns:
-            with _stdio(config) as (ours, theirs):
-                channel, request = self.spawner.request(message, [*theirs, theirs[0]])
-                started = Process(channel, ours, self._limiter, process["args"][0])
-                await started._launch(request)
-                return started
-
-
-def _stop_signal(image: Image | None) -> int:
-    """The signal that the image asks to be stopped with, SIGTERM where it names none that there is."""
-    if image is not None and image.config.stop_signal:
-        from crungo.parsing.process import parse_signal
-
-        try:
-            return parse_signal(image.config.stop_signal)
-        except UsageError:
-            pass  # docker does the same: an image is not refused for it
-    return int(signal.SIGTERM)
-
-
-@contextmanager
-def _stdio(config: ContainerConfig | ExecConfig) -> Iterator[tuple[Stdio, list[int]]]:
-    """Our ends and the container's of its standard streams; the container's are closed on leaving."""
-    ours = Stdio()
-    theirs: list[int] = []
-    try:
-        if config.tty or not config.stdin:
-            theirs.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        else:
-            reader, ours.stdin = os.pipe2(os.O_CLOEXEC)
-            theirs.append(reader)
-        for name in ("stdout", "stderr"):
-            if config.tty:
-                theirs.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-            else:
-                reader, writer = os.pipe2(os.O_CLOEXEC)
-                setattr(ours, name, reader)
-                theirs.append(writer)
-        yield ours, theirs
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        for fd in theirs:
-            os.close(fd)
+            ours, theirs = standard_streams(config)
+            try:
+                channel, request = self.spawner.request(message, [theirs[0]], given=theirs)
+            except BaseException:
+                ours.close()
+                raise
+            started = Process(channel, ours, self._limiter, process["args"][0])
+            await started._launch(request)
+            return started

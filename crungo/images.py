@@ -6,14 +6,12 @@ The one place where registries and the spawner meet: a pull is given its unpacke
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-from anyio import to_thread
 
 from crungo.errors import CrungoError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -46,6 +44,8 @@ async def obtain(
     if found is not None:
         return found
     # httpx and what comes with it: only for those who need a registry.
+    from anyio import to_thread
+
     from crungo.registry.client import RegistryClient
     from crungo.registry.hostfiles import load_hosts
     from crungo.registry.pull import pull

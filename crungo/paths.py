@@ -7,10 +7,10 @@ specification. ``CRUNGO_ROOT`` and ``CRUNGO_RUN`` override both, and so do expli
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from crungo.records import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

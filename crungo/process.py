@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from crungo.io.output import Output, StreamName
     from crungo.runtime.requests import Channel, Request
+    from crungo.stdio import Stdio
 
-__all__ = ["Completed", "Process", "Stdio", "run_to_end"]
+__all__ = ["Completed", "Process", "run_to_end"]
 
 READ_SIZE = 1 << 20
 KILL_LIMIT = 2.0
@@ -45,31 +46,6 @@ class Completed(Record):
     returncode: int
     stdout: bytes | None
     stderr: bytes | None
-
-
-class Stdio(Record, frozen=False):
-    """Our ends of a process's standard streams, as descriptors; -1 where there is none.
-
-    With a terminal, ``terminal`` is the PTY's master and the others are -1.
-    """
-
-    stdin: int = -1
-    stdout: int = -1
-    stderr: int = -1
-    terminal: int = -1
-
-    def take(self, name: str) -> int:
-        """Hand a descriptor over to the caller, who closes it from now on."""
-        fd: int = getattr(self, name)
-        setattr(self, name, -1)
-        return fd
-
-    def close(self) -> None:
-        """Close what was not handed over."""
-        for name in ("stdin", "stdout", "stderr", "terminal"):
-            fd = self.take(name)
-            if fd >= 0:
-                os.close(fd)
 
 
 class Process:
@@ -225,7 +201,9 @@ class Process:
         then it is the one that reads.
         """
         try:
-            await self._launch_cancellably(request, until)
+            if not self._settled(until):
+                await self._launch_cancellably(request, until)
+            self._raise_failure()
         except BaseException:
             request.close()
             await self.aclose()
@@ -250,21 +228,29 @@ class Process:
                 with anyio.CancelScope(shield=True):
                     await to_thread.run_sync(ended.wait)
             raise
-        self._raise_failure()
+
+    def _settled(self, until: str) -> bool:
+        """Whether it was heard that the process has come so far, or that it never will."""
+        return bool(self._events.keys() & {until, "error", "gone"})
 
     def _read_until(self, request: Request, until: str) -> None:
         request.send()
-        while not self._events.keys() & {until, "error", "gone"}:
+        while not self._settled(until):
             self._take(*self._channel.receive())
 
     async def _started(self, command: str) -> None:
         """Wait for ``command``, of a process that was only created, and raise what kept it from starting."""
         self._command = command
-        while not self._events.keys() & {"started", "error", "gone"}:
+        while not self._settled("started"):
             async with self._reading:
                 await anyio.wait_readable(self._channel)
                 self._take(*self._channel.receive())
         self._raise_failure()
+
+    def _hear(self, messages: list[tuple[dict[str, Any], list[int]]]) -> None:
+        """Take over what was heard of the process before it was ours."""
+        while messages:
+            self._take(*messages.pop(0))
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         self._events[message["event"]] = message

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
 
 from crungo.cli.flags import Context, Flag, Parsed, Verb, parse
 from crungo.cli.messages import report
@@ -16,15 +15,25 @@ from crungo.errors import UsageError
 from crungo.parsing.values import quote
 from crungo.paths import Roots
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Protocol
+
+    class VerbModule(Protocol):
+        """What a module in ``VERBS`` offers."""
+
+        VERB: Verb
+
+        def call(self, parsed: Parsed, context: Context) -> int:
+            """Do what the verb says; returns the exit code, raises errors for :func:`main` to print."""
+
 
 __all__ = [
     "COMPLETE_VARIABLE",
     "GLOBAL_FLAGS",
     "GROUPS",
     "VERBS",
-    "VerbModule",
     "check_arguments",
     "load",
     "main",
@@ -69,15 +78,6 @@ GLOBAL_FLAGS = (
 )
 COMPLETE_VARIABLE = "_CRUNGO_COMPLETE"
 _APPLICATION_FLAGS = ("--install-completion", "--show-completion")
-
-
-class VerbModule(Protocol):
-    """What a module in ``VERBS`` offers."""
-
-    VERB: Verb
-
-    def call(self, parsed: Parsed, context: Context) -> int:
-        """Do what the verb says; returns the exit code, raises errors for :func:`main` to print."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,13 +130,15 @@ def load(name: str) -> VerbModule:
     Raises:
         UsageError: there is no such verb.
     """
-    module = VERBS.get(name)
-    if module is None:
+    place = VERBS.get(name)
+    if place is None:
         from difflib import get_close_matches
 
         found = get_close_matches(name, (*VERBS, *GROUPS), n=1)
         raise UsageError(f"{quote(name)} is not a crungo command", hint=f"did you mean {found[0]}?" if found else None)
-    return cast("VerbModule", import_module(module))
+    module: Any = import_module(place)
+    verb: VerbModule = module
+    return verb
 
 
 def check_arguments(verb: Verb, arguments: Sequence[str], *, name: str) -> None:

@@ -11,14 +11,14 @@ that start with a dash; ``-`` alone is an argument.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 from crungo.errors import UsageError
 from crungo.parsing.values import parse_bool, quote
 from crungo.records import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Literal
 
     from crungo.paths import Roots
 

@@ -14,8 +14,9 @@ from crungo.errors import ContainerError, UsageError
 from crungo.io.fds import Fd, pipe
 from crungo.io.pump import Pump
 from crungo.io.session import interact, proxy
+from crungo.io.sigmask import let_through
 from crungo.io.signals import forward_signals
-from crungo.io.terminal import RawTerminal, is_terminal, terminal_size
+from crungo.io.terminal import RawTerminal, is_terminal
 from crungo.io.winch import window_sizes
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from crungo.cli.run_options import RunOptions
     from crungo.containers import Container
+    from crungo.creation import Creation
     from crungo.io.pump import PumpResult
     from crungo.paths import Roots
     from crungo.registry.progress import ProgressEvent
@@ -33,14 +35,25 @@ __all__ = ["execute"]
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 
-def execute(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None = None) -> int:
-    """Run the container; returns its exit code. Errors are raised for the caller to print."""
-    if options.config.tty and options.config.stdin and not is_terminal(STDIN):
-        raise UsageError("the input device is not a TTY")
-    return anyio.run(_run, options, roots, spawner)
+def execute(
+    options: RunOptions, roots: Roots, spawner: SpawnerProcess, creation: Creation | None, held: frozenset[int]
+) -> int:
+    """Run the container, or go on with its ``creation``, which the spawner was sent; returns its exit code.
+
+    ``held`` are signals that were held back, to be handed on. Errors are raised for the caller to print.
+    """
+    return anyio.run(_run, options, roots, spawner, creation, held)
 
 
-async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None) -> int:
+async def ready() -> None:
+    """Nothing. To run it imports all that running anything takes."""
+
+
+async def _run(
+    options: RunOptions, roots: Roots, spawner: SpawnerProcess, creation: Creation | None, held: frozenset[int]
+) -> int:
+    if creation is None or creation.event("started") is None:
+        let_through(held)  # as long as there is nobody to hand them to, they are ours
     async with AsyncExitStack() as stack:
         write_id = await stack.enter_async_context(_id_file(options.cidfile)) if options.cidfile else None
         progress = None if options.quiet else _Progress(stack, missing=options.config.pull == "missing")
@@ -50,11 +63,11 @@ async def _run(options: RunOptions, roots: Roots, spawner: SpawnerProcess | None
         ):
             if progress is not None:
                 progress.group = group
-            container = await _create(engine, options, group)
+            container = await (_create(engine, options, group) if creation is None else engine.adopt(creation))
             try:
                 if write_id is not None:
                     await write_id(container.id)
-                return await _attend(container, options, group)
+                return await _attend(container, options, group, held)
             finally:
                 await container.aclose()
                 group.cancel_scope.cancel()
@@ -109,19 +122,13 @@ async def _id_file(path: str) -> AsyncIterator[Callable[[str], Awaitable[None]]]
 
 
 async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGroup) -> Container:
-    config = options.config
-    if config.tty:
-        from crungo.records import replace
-
-        size = terminal_size(STDOUT) or terminal_size(STDIN)
-        config = replace(config, size=None if size is None or not all(size) else (size.columns, size.rows))
     if not options.crun_debug:
-        return await engine.create(config)
+        return await engine.create(options.config)
     reader, writer = pipe()
     reader.set_nonblocking()
     group.start_soon(_show_log, reader)
     try:
-        return await engine.create(config, log=writer.fileno())
+        return await engine.create(options.config, log=writer.fileno())
     finally:
         writer.close()
 
@@ -132,7 +139,7 @@ async def _show_log(reader: Fd) -> None:
         await Pump(reader.fileno(), STDERR).run()
 
 
-async def _attend(container: Container, options: RunOptions, group: anyio.abc.TaskGroup) -> int:
+async def _attend(container: Container, options: RunOptions, group: anyio.abc.TaskGroup, held: frozenset[int]) -> int:
     """Connect the container until its end; returns its exit code."""
     exited = anyio.Event()
 
@@ -146,6 +153,7 @@ async def _attend(container: Container, options: RunOptions, group: anyio.abc.Ta
     group.start_soon(watch)
     if options.sig_proxy:
         await group.start(lambda *, task_status: forward_signals(send, task_status=task_status))
+        let_through(held)
     if options.config.tty:
         early = await _terminal(container, options)
     else:

@@ -7,7 +7,6 @@ contents of files that flags name, comes with :class:`Surroundings`.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from crungo.cli.flags import Argument, Verb
 from crungo.cli.run_flags import ABSENT, FLAGS
@@ -16,11 +15,13 @@ from crungo.errors import UsageError
 from crungo.io.fds import ensure_standard_fds
 from crungo.parsing import environment, host, mounts, network, process, values
 from crungo.parsing.values import quote
-from crungo.records import Record
+from crungo.records import Record, replace
 from crungo.runtime.names import check_name
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from crungo.cli.flags import Context, Parsed
     from crungo.config import Mount
@@ -82,15 +83,24 @@ def call(parsed: Parsed, context: Context) -> int:
     """Run the container; returns its exit code."""
     ensure_standard_fds()  # first of all: the spawner's socket would take the place of one that is closed
     options = to_options(parsed, Surroundings.actual(), debug=context.debug)
-    spawner = None
-    if os.geteuid() == 0:
-        from crungo.runtime.requests import SpawnerProcess
+    if options.config.tty:
+        options = replace(options, config=_on_terminal(options.config))
+    from crungo.cli.early import run
 
-        # The helper starts on another core while this process imports what it needs.
-        spawner = SpawnerProcess.start(context.roots)
-    from crungo.cli.run import execute
+    return run(options, context.roots)
 
-    return execute(options, context.roots, spawner)
+
+def _on_terminal(config: ContainerConfig) -> ContainerConfig:
+    """The configuration with the size of the user's terminal, where there is one."""
+    if config.stdin and not os.isatty(0):
+        raise UsageError("the input device is not a TTY")
+    for fd in (1, 0):
+        try:
+            size = os.get_terminal_size(fd)
+        except OSError:
+            continue
+        return replace(config, size=(size.columns, size.lines) if all(size) else None)
+    return config
 
 
 def to_options(parsed: Parsed, around: Surroundings, *, debug: bool = False) -> RunOptions:

@@ -11,9 +11,6 @@ import os
 import struct
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
-
-import anyio.to_thread
 
 from crungo.errors import DigestMismatch, StoreError
 from crungo.image.digest import hasher, hex_of, is_digest
@@ -21,6 +18,7 @@ from crungo.image.extents import Extents
 from crungo.image.layout import write_whole
 from crungo.image.locks import lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
@@ -205,7 +203,9 @@ class Part:
         # A write into the page cache takes about as long as the way to a thread and back (0.2 ms for 1 MiB), so that it
         # is made right here, until one has shown that the disk is behind and writes wait for it.
         if self._threaded:
-            await anyio.to_thread.run_sync(self._write_now, pieces, offset)
+            from anyio import to_thread
+
+            await to_thread.run_sync(self._write_now, pieces, offset)
             return
         before = time.monotonic()
         self._write_now(pieces, offset)

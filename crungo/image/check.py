@@ -23,10 +23,11 @@ from crungo.image.trees import differences, dispose
 from crungo.records import Record
 
 if TYPE_CHECKING:
-    from crungo.image.layers import Unpacked, Unpacker
+    from crungo.image.layers import Unpacked
     from crungo.image.manifest import Descriptor
     from crungo.image.refs import RefRecord
     from crungo.image.store import Store
+    from crungo.image.unpacker import Unpacker
 
 __all__ = ["Problem", "check"]
 

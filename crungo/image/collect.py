@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from crungo.errors import CrungoError, StoreError
 from crungo.image.imageconfig import ImageConfig
@@ -20,6 +19,7 @@ from crungo.image.manifest import CONFIG_LIMIT, MANIFEST_LIMIT, Index, Manifest,
 from crungo.image.trees import dispose, remove_tree, tree_size
 from crungo.records import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -6,8 +6,8 @@ Invariant: the extents are sorted, disjoint, not adjacent and not empty.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 

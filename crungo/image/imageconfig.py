@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 from crungo.errors import ImageError
 from crungo.image import jsondoc
@@ -16,8 +15,10 @@ from crungo.image.manifest import CONFIG_LIMIT, Manifest
 from crungo.image.platform import Platform
 from crungo.records import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from crungo.image.jsondoc import JsonObject
 

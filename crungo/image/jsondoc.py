@@ -8,14 +8,17 @@ asked for. Every failure is an ``ImageError`` that names the document and the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, NoReturn, cast
 
 from crungo.errors import ImageError
 
-__all__ = ["JsonObject", "document", "integer", "items", "load", "mapping", "strings", "text", "text_map"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
 
-JsonObject = Mapping[str, Any]
+    JsonObject = Mapping[str, Any]
+
+__all__ = ["document", "integer", "items", "load", "mapping", "strings", "text", "text_map"]
 
 _MOST_PARTS = 400_000  # commas, braces and brackets: bounds what 8 MiB of "{}," would cost in memory
 
@@ -39,7 +42,7 @@ def document(body: bytes, what: str, *, limit: int) -> JsonObject:
     value = load(body, what, limit=limit)
     if not isinstance(value, dict):
         raise ImageError(f"{what}: is not a JSON object")
-    return cast("JsonObject", value)
+    return value
 
 
 def mapping(parent: JsonObject, key: str, what: str) -> JsonObject:
@@ -49,7 +52,7 @@ def mapping(parent: JsonObject, key: str, what: str) -> JsonObject:
         return {}
     if not isinstance(value, dict):
         _wrong(what, key, "an object")
-    return cast("JsonObject", value)
+    return value
 
 
 def items(parent: JsonObject, key: str, what: str) -> list[object]:
@@ -59,7 +62,7 @@ def items(parent: JsonObject, key: str, what: str) -> list[object]:
         return []
     if not isinstance(value, list):
         _wrong(what, key, "an array")
-    return cast("list[object]", value)
+    return value
 
 
 def text(parent: JsonObject, key: str, what: str, *, lenient: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Unpacked layers, and what the store asks of whoever unpacks them.
+"""Unpacked layers.
 
 A layer has a directory of its own and becomes a lower directory of an overlay, so that layers may be unpacked in any
 order and be shared by images. Invariant: a directory below ``layers/`` was unpacked to its end from an archive with its
@@ -11,22 +11,19 @@ import errno
 import json
 import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
-
-import anyio.to_thread
 
 from crungo.image.layout import boot_id, write_whole
 from crungo.image.locks import exclusive, is_current, lock
 from crungo.image.trees import dispose, remove_tree
 from crungo.records import Record, asdict, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from contextlib import AbstractAsyncContextManager
 
     from crungo.image.layout import Layout
 
-__all__ = ["LayerRecord", "Layers", "Staging", "Unpacked", "Unpacker", "Unpacking"]
+__all__ = ["LayerRecord", "Layers", "Staging", "Unpacked"]
 
 _MOST_BLOBS = 100  # that a record names
 
@@ -43,32 +40,6 @@ class Unpacked(Record):
     unpacked_size: int
     entries: int
     opaque: bool = False
-
-
-class Unpacking(Protocol):
-    """One layer being unpacked; its file may still grow."""
-
-    async def advance(self, available: int) -> None:
-        """The first ``available`` bytes of the file may be read now."""
-
-    async def finish(self, size: int) -> Unpacked:
-        """The file is complete, with ``size`` bytes; wait for the end.
-
-        Raises:
-            LayerError: the archive is malformed, hostile, or larger than the limit.
-        """
-
-
-class Unpacker(Protocol):
-    """Whoever unpacks layers, in another process."""
-
-    def unpack(
-        self, blob_fd: int, directory: str, *, media_type: str, limit: int
-    ) -> AbstractAsyncContextManager[Unpacking]:
-        """Unpack the archive in an open file into an existing empty directory; leaving the context early aborts.
-
-        ``limit`` bounds the size of the tar, in bytes. The reader keeps its own position in the file.
-        """
 
 
 class LayerRecord(Record):
@@ -164,6 +135,8 @@ class Layers:
 
         Whoever was waited for may have made the layer. What is not committed is removed on leaving.
         """
+        import anyio.to_thread  # readers of the store have no event loop
+
         path = self._layout.staging(diff_id)
         fd = await lock(path, directory=True)
         try:

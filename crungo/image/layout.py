@@ -13,7 +13,6 @@ Invariant: every function that makes a path takes a value that cannot hold a sla
 from __future__ import annotations
 
 import os
-import secrets
 from functools import lru_cache
 
 from crungo.image.digest import algorithm_of, hex_of, is_digest
@@ -72,7 +71,7 @@ class Layout:
 
     def fresh(self, kind: str) -> str:
         """A name below ``ingest`` that nobody uses; ``kind`` is ``tmp`` or ``trash``."""
-        return f"{self.ingest}/{kind}-{secrets.token_hex(8)}"
+        return f"{self.ingest}/{kind}-{os.urandom(8).hex()}"
 
 
 def write_whole(path: str, body: bytes, *, temporary: str, mode: int = 0o644) -> None:

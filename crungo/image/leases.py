@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from crungo.image.digest import is_digest
 from crungo.image.locks import open_locked, try_lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType

@@ -13,12 +13,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
-import anyio
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -91,6 +88,8 @@ async def lock(path: str, *, directory: bool = False) -> int:
 
 
 async def _wait(fd: int) -> None:
+    import threading  # only who has to wait pays for it
+
     # A daemon thread, not one of anyio's workers: the interpreter would wait for a worker at its exit, that is for as
     # long as another process holds the lock. The duplicate shares the lock with fd: when the caller has given up and
     # closed fd, closing the duplicate is what gives the lock back.
@@ -117,7 +116,9 @@ async def _wait(fd: int) -> None:
 
     try:
         threading.Thread(target=work, name="crungo lock", daemon=True).start()
-        await anyio.wait_readable(done)
+        from anyio import wait_readable
+
+        await wait_readable(done)
     finally:
         with guard:
             listening = False

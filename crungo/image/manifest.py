@@ -7,8 +7,6 @@ that can be unpacked, each with a valid digest and one size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from crungo.errors import ImageError
 from crungo.image import jsondoc
 from crungo.image.digest import digest_problem
@@ -24,6 +22,7 @@ from crungo.image.mediatype import (
 from crungo.image.platform import Platform
 from crungo.records import Record, field
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

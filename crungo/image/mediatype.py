@@ -5,7 +5,10 @@ Sources: OCI image specification 1.1 (media-types.md, layer.md), docker's image 
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
 
 __all__ = [
     "ACCEPT",

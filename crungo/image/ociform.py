@@ -7,13 +7,15 @@ its digest is the image's; beside it lies this form of it, and ``index.json`` na
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
 
 from crungo.image.digest import digest_of
 from crungo.image.manifest import Descriptor
 from crungo.image.mediatype import OCI_MANIFEST
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from crungo.image.manifest import Manifest
 
 __all__ = ["oci_form"]

@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from crungo.errors import CrungoError, StoreError
 from crungo.image import jsondoc
@@ -25,6 +23,7 @@ from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 from crungo.records import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crungo.image.jsondoc import JsonObject
     from crungo.image.layout import Layout
@@ -162,7 +161,8 @@ def _key(record: RefRecord) -> str:
 
 def _file_name(key: str) -> str:
     """A file name for a key: readable where it fits, unambiguous always."""
-    name = quote(key, safe="")
+    # As urllib.parse.quote does it, which takes two milliseconds to import.
+    name = "".join(c if c.isalnum() or c in "_.-~" else f"%{ord(c):02X}" for c in key)
     if len(name) <= _LONGEST_NAME:
         return name
     return f"{name[:100]}~{hashlib.sha256(key.encode()).hexdigest()}"

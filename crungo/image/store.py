@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
 from crungo.errors import CrungoError, ImageInUse, ImageNotKnown, StoreError, UsageError
 from crungo.image.blobs import Blobs
@@ -27,6 +26,7 @@ from crungo.image.reference import Reference
 from crungo.image.refs import RefRecord, Refs, stored_name
 from crungo.records import Record, replace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime

@@ -10,11 +10,11 @@ import hashlib
 import os
 import stat
 from itertools import count
-from typing import TYPE_CHECKING
 
 from crungo.image.locks import open_locked
 from crungo.records import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 

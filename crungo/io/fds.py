@@ -18,11 +18,11 @@ import os
 import select
 import stat
 import warnings
-from typing import TYPE_CHECKING, Final
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
+    from typing import Final, Self
 
 __all__ = [
     "Fd",

@@ -10,12 +10,13 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
 
 from crungo.errors import NotRunning, UsageError
+from crungo.io.sigmask import forwardable_signals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -23,36 +24,9 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
 
-__all__ = ["forward_signals", "forwardable_signals", "receive_signals"]
-
-# Docker hands on whatever can be caught, but for what is about this process itself: its children, its own pipes,
-# its terminal and job control (the container's terminal has its own).
-_OURS: Final = frozenset(
-    {
-        signal.SIGCHLD,
-        signal.SIGPIPE,
-        signal.SIGURG,
-        signal.SIGWINCH,
-        signal.SIGTSTP,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-    }
-)
-# Raised by a fault of this very process: after a Python-level handler the faulting instruction is run again, forever.
-_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS})
-_UNCATCHABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
+__all__ = ["forward_signals", "receive_signals"]
 
 _claimed: set[int] = set()  # changed by the main thread only
-
-
-def forwardable_signals() -> frozenset[int]:
-    """The signals to hand on to a container, as docker does.
-
-    Without those that are ignored now (nohup(1) must go on protecting what it started), and those that have a
-    handler from outside Python, which could not be put back.
-    """
-    wanted = {int(number) for number in signal.valid_signals()} - _OURS - _FAULTS - _UNCATCHABLE
-    return frozenset(number for number in wanted if signal.getsignal(number) not in (signal.SIG_IGN, None))
 
 
 @contextmanager

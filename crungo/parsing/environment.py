@@ -5,11 +5,10 @@ Invariant: a name is never empty and holds neither ``=`` nor NUL; a value holds 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from crungo.errors import UsageError
 from crungo.parsing.values import bad_value, quote
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

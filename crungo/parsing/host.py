@@ -8,9 +8,13 @@ from __future__ import annotations
 import posixpath
 import re
 
-from crungo.config import Device, PullPolicy
+from crungo.config import Device
 from crungo.parsing.values import bad_value, parse_bool, quote, words
 from crungo.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from crungo.config import PullPolicy
 
 __all__ = [
     "CAPABILITIES",

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import posixpath
 import re
-from typing import TYPE_CHECKING
 
 from crungo.config import Mount
 from crungo.errors import UsageError
 from crungo.parsing.values import bad_value, parse_bool, parse_size, quote, words
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 

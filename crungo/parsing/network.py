@@ -6,10 +6,10 @@ Invariant: addresses leave in their canonical form (RFC 5952 for IPv6) and witho
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from crungo.parsing.values import bad_value, quote
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crungo.config import Network
 

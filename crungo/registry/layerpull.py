@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from crungo.image.blobs import Part
-    from crungo.image.layers import Staging, Unpacked, Unpacker, Unpacking
+    from crungo.image.layers import Staging, Unpacked
     from crungo.image.manifest import Descriptor
     from crungo.image.reference import Reference
     from crungo.image.store import Store
+    from crungo.image.unpacker import Unpacker, Unpacking
     from crungo.registry.client import RegistryClient
     from crungo.registry.progress import Tracker
     from crungo.registry.retry import RetryPolicy

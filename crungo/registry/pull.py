@@ -26,10 +26,10 @@ from crungo.registry.retry import RetryPolicy
 if TYPE_CHECKING:
     from crungo.config import PullPolicy
     from crungo.image.imageconfig import ImageConfig
-    from crungo.image.layers import Unpacker
     from crungo.image.manifest import Descriptor, Manifest
     from crungo.image.reference import Reference
     from crungo.image.store import Image, Store
+    from crungo.image.unpacker import Unpacker
     from crungo.registry.client import RegistryClient
     from crungo.registry.progress import Progress
 

@@ -5,12 +5,11 @@ Invariant: the result never exceeds the bounding set of the caller, since libcru
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from crungo.errors import HostError
 from crungo.parsing.host import CAPABILITIES
 from crungo.parsing.values import words
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 

@@ -5,8 +5,6 @@ Invariant: a configuration built by a program is held to the same grammar as one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from crungo.errors import UsageError
 from crungo.parsing.host import parse_sysctl
 from crungo.parsing.mounts import check_targets
@@ -20,6 +18,7 @@ from crungo.runtime.limits import resources, rlimits, sysctls
 from crungo.runtime.names import check_name
 from crungo.runtime.spec import check_text, seccomp_profile
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crungo.config import ContainerConfig
     from crungo.runtime.host import HostFacts

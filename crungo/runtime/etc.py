@@ -5,11 +5,10 @@ Invariant: every text ends with a newline; names and addresses were checked when
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from crungo.errors import UsageError
 from crungo.parsing.network import HOST_GATEWAY
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from crungo.config import ContainerConfig
     from crungo.runtime.host import HostFacts

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Literal
 
 from crungo.errors import HostError, UsageError
 from crungo.parsing.host import CAPABILITIES
 from crungo.parsing.values import quote
 from crungo.records import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Literal
 
     from crungo.config import ContainerConfig
 

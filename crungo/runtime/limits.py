@@ -6,13 +6,13 @@ container inherits the caller's limits and starts on any host.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from crungo.errors import HostError, UsageError
 from crungo.parsing.values import MINIMUM_MEMORY, words
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from crungo.config import ContainerConfig, Ulimit
     from crungo.runtime.host import DeviceNode, HostFacts

@@ -7,11 +7,13 @@ place of the default ones, and one over /dev takes the place of all that lies be
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING, Any
 
 from crungo.parsing.mounts import check_targets
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from crungo.config import ContainerConfig, Mount
     from crungo.runtime.host import HostFacts
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from crungo.paths import Roots
 
-__all__ = ["Channel", "Request", "SpawnerProcess", "error_from"]
+__all__ = ["Channel", "Request", "SpawnerProcess", "error_from", "require_root"]
 
 START = "import sys; sys.path += sys.argv[4:]; from crungo.runtime.isolation import main; main()"
 CONTROL_FD = 3
@@ -83,10 +83,20 @@ class SpawnerProcess:
             theirs.close()
         return cls(ours, pid)
 
-    def request(self, message: dict[str, Any], fds: Sequence[int] = ()) -> tuple[Channel, Request]:
-        """A request with a fresh channel, yet to be sent. ``fds`` stay the caller's, and open until it is sent."""
-        ours, theirs = wire.pair()
-        return Channel(ours, self), Request(self, message, theirs, fds)
+    def request(
+        self, message: dict[str, Any], lent: Sequence[int] = (), *, given: Sequence[int] = ()
+    ) -> tuple[Channel, Request]:
+        """A request with a fresh channel, yet to be sent, and descriptors: first those given, then those lent.
+
+        The given ones are the request's from now on; the lent ones stay the caller's, and open until it is sent.
+        """
+        try:
+            ours, theirs = wire.pair()
+        except BaseException:
+            for fd in given:
+                os.close(fd)
+            raise
+        return Channel(ours, self), Request(self, message, theirs, given, lent)
 
     def died(self) -> errors.SpawnerDied:
         """The error for a spawner that is gone, with its last words if it left any."""
@@ -115,6 +125,15 @@ class SpawnerProcess:
             pass
         self.control.close()
 
+    def finish(self, roots: Roots) -> None:
+        """Have it end, and wait until it has and nothing is left. Blocks; engines do the same on their loop."""
+        self.end_requests()
+        if not self.reap():
+            # Killed: the first thing that a successor does is to remove what it left.
+            successor = SpawnerProcess.start(roots)
+            successor.end_requests()
+            successor.reap()
+
     def reap(self) -> bool:
         """Wait for the end of the process, and forget it; False when it did not end in good order.
 
@@ -134,19 +153,29 @@ class SpawnerProcess:
 
 
 class Request:
-    """A request to send once; where it may block, from a worker thread."""
+    """A request, sent once; where that may block, from a thread that may."""
 
     def __init__(
-        self, spawner: SpawnerProcess, message: dict[str, Any], channel: _socket.socket, fds: Sequence[int]
+        self,
+        spawner: SpawnerProcess,
+        message: dict[str, Any],
+        channel: _socket.socket,
+        given: Sequence[int],
+        lent: Sequence[int],
     ) -> None:
         self._spawner = spawner
         self._message = message
         self._channel = channel
-        self._fds = fds
+        self._given = list(given)
+        self._lent = lent
+        self._open = True
 
     def send(self, flags: int = 0) -> None:
-        """Send it; blocks while the spawner is busy with earlier ones."""
-        sent = wire.send(self._spawner.control, self._message, [self._channel.fileno(), *self._fds], flags)
+        """Send it, unless that was done before; blocks while the spawner is busy with earlier ones."""
+        if not self._open:
+            return
+        fds = [self._channel.fileno(), *self._given, *self._lent]
+        sent = wire.send(self._spawner.control, self._message, fds, flags)
         self.close()
         if not sent:
             raise self._spawner.died()
@@ -160,8 +189,11 @@ class Request:
         return True
 
     def close(self) -> None:
-        """Close the spawner's end of the channel: it has its own by now, or never will."""
+        """Close the spawner's descriptors: it has its own by now, or never will."""
+        self._open = False
         self._channel.close()
+        while self._given:
+            os.close(self._given.pop())
 
 
 class Channel:
@@ -221,6 +253,12 @@ class Channel:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def require_root() -> None:
+    """Raises HostError where a spawner could do nothing."""
+    if os.geteuid() != 0:
+        raise errors.HostError("crungo makes containers as root only", hint="run it with sudo")
 
 
 def error_from(message: dict[str, Any]) -> errors.CrungoError:

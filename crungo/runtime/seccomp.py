@@ -10,15 +10,16 @@ import errno
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 from crungo.errors import UsageError
 from crungo.parsing.values import quote, words
 from crungo.runtime.seccomp_rules import ALLOWED, NAMESPACE_FLAGS, PERSONALITIES, REFUSED
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
+    from typing import Any
 
 __all__ = ["default_profile", "user_profile"]
 

@@ -9,7 +9,6 @@ for the same reason: libcrun takes it from the rootfs's passwd.
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING, Any
 
 from crungo.errors import CommandNotFound, UsageError
 from crungo.parsing.host import CAPABILITIES
@@ -21,8 +20,10 @@ from crungo.runtime.mounts import INIT_TARGET, MASKED_PATHS, READ_ONLY_PATHS, co
 from crungo.runtime.names import SHORT
 from crungo.runtime.seccomp import default_profile, user_profile
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from crungo.config import ContainerConfig, Device, ExecConfig
     from crungo.image.imageconfig import ImageConfig

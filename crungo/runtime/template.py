@@ -6,7 +6,6 @@ Invariant: a filled template is what would have been made for that id from the s
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
 from crungo.records import Record, replace
 from crungo.runtime.cgroups import path_of
@@ -15,7 +14,10 @@ from crungo.runtime.etc import etc_files
 from crungo.runtime.names import SHORT, random_id
 from crungo.runtime.spec import ContainerPlace, build_spec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from crungo.config import ContainerConfig
     from crungo.image.imageconfig import ImageConfig
     from crungo.image.store import Image

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 import crungo
-from crungo import engine as engine_module
+from crungo import creation, stdio
 from crungo.errors import (
     CommandFailed,
     CommandNotExecutable,
@@ -326,14 +326,13 @@ async def test_who_waits_to_be_created_costs_nothing_yet(
     """However many are asked for at once, the loop prepares no more of them in a turn than may be made."""
     prepared = 0
     when_running: list[int] = []
-    standard_streams = engine_module._stdio
 
     def counting(config: Any) -> Any:
         nonlocal prepared
         prepared += 1
-        return standard_streams(config)
+        return stdio.standard_streams(config)
 
-    monkeypatch.setattr(engine_module, "_stdio", counting)
+    monkeypatch.setattr(creation, "standard_streams", counting)
     async with engine(crungo, start_limit=2) as api:
 
         async def one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -27,6 +28,20 @@ def test_signals_are_passed_on(crungo: Crungo, busybox_reference: str, name: str
         process.send_signal(signal.Signals[f"SIG{name}"])
         assert process.stdout is not None
         assert process.stdout.read() == b"got it\n"
+        assert process.wait(30) == 7
+
+
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM", "USR1"])
+def test_also_before_crungo_has_anything_to_do(
+    crungo: Crungo, busybox_reference: str, tmp_path: Path, name: str
+) -> None:
+    """The program may run before the event loop that hands signals on is even imported."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    script = f"trap 'exit 7' {name}; : > /in/fifo; sleep 1000 & wait"
+    with crungo.start("run", f"-v={tmp_path}:/in", busybox_reference, "sh", "-c", script) as process:
+        fifo.read_bytes()  # returns when the program has opened and closed it
+        process.send_signal(signal.Signals[f"SIG{name}"])
         assert process.wait(30) == 7
 
 

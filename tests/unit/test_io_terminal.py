@@ -18,7 +18,8 @@ import pytest
 from crungo.errors import NotRunning, UsageError
 from crungo.io.fds import Fd
 from crungo.io.pty import set_size
-from crungo.io.signals import forward_signals, forwardable_signals, receive_signals
+from crungo.io.sigmask import forwardable_signals
+from crungo.io.signals import forward_signals, receive_signals
 from crungo.io.terminal import RawTerminal, is_terminal, terminal_size
 from crungo.io.winch import window_sizes
 
