@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.conftest import PushImage
 from tests.support.command import Crungo
+from tests.support.filters import ALLOW, AUDIT_ARCH_X86_64, decide
 from tests.support.image import Layer
 
 # Numbers of capabilities(7).
@@ -206,3 +207,17 @@ def test_the_callers_environment_stays_outside(crungo: Crungo, busybox_reference
     done = crungo("run", busybox_reference, "env", env={"SECRET": "x", "LD_PRELOAD": ""}, check=0)
     assert "SECRET" not in done.stdout
     assert "LD_" not in done.stdout
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are x86-64's")
+def test_the_filter_decides_in_few_steps(crungo: Crungo, busybox_reference: str) -> None:
+    """It is asked about every system call of the container. Numbers of arch/x86/entry/syscalls/syscall_64.tbl."""
+    crungo("run", busybox_reference, "true", check=0)
+    (compiled,) = (crungo.run / "containers" / ".cache" / "seccomp").iterdir()  # libcrun's
+    program = compiled.read_bytes()
+    answers = [decide(program, AUDIT_ARCH_X86_64, number) for number in range(460)]
+    allowed = {number for number, (answer, _) in enumerate(answers) if answer == ALLOW}
+    assert {0, 1, 59, 60, 231, 257, 435} & allowed == {0, 1, 59, 60, 231, 257}  # read, write, execve, …; not clone3
+    assert not {165, 166, 169, 175, 246, 250, 272, 308, 321} & allowed  # mount, reboot, bpf, setns, …
+    assert max(steps for _, steps in answers) < 64
+    assert sum(steps for _, steps in answers) / len(answers) < 16

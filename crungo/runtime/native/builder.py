@@ -57,6 +57,7 @@ def make() -> FFI:
             *(str(tree / archive) for archive in _source["ARCHIVES"]),
             "-Wl,--end-group",
             *(static_or_shared(library) for library in LIBRARIES),
+            "-Wl,--wrap=seccomp_init",
             "-Wl,--gc-sections",
             "-Wl,--exclude-libs,ALL",
         ],
