@@ -226,10 +226,10 @@ class Engine:
             self._templates = Templates(self.roots.root, self._host)
         self._templates.check(config)
         image = None if config.rootfs is not None else await self.image(config)
-        template = self._templates.get(config, image)
         for _ in range(NAME_TRIES):
             try:
                 async with self._turns:
+                    template = self._templates.get(config, image)
                     creation = Creation(self.spawner, config, image, template, self._host, log=log, command=command)
                     return await self._create(creation, created=command >= 0)
             except NameInUse:

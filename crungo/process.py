@@ -57,7 +57,7 @@ class Process:
         self._limiter = limiter
         self._command = command
         self._events: dict[str, dict[str, Any]] = {}
-        self._reading = anyio.Lock()
+        self._reading = anyio.Lock(fast_acquire=True)  # waiting for an event is a checkpoint anyway
         self._pid = 0
         self._pidfd = -1
         self._streams: dict[str, Any] = {}

@@ -81,14 +81,14 @@ class Templates:
 
     def check(self, config: ContainerConfig) -> None:
         """Raise for what is wrong with a configuration; see :func:`crungo.runtime.check.check_config`."""
-        if not any(config == known for known, _, _ in self._kept):
+        if not any(_are_equal(config, known) for known, _, _ in self._kept):
             check_config(config, self._host)
 
     def get(self, config: ContainerConfig, image: Image | None) -> Template:
         """The template of a configuration that was checked; errors as for :func:`build_spec`."""
         image_id = None if image is None else image.id
         for known, of_image, template in self._kept:
-            if of_image == image_id and known == config:
+            if of_image == image_id and _are_equal(config, known):
                 return template
         template = Template.make(config, image.config if image else None, root=self._root, host=self._host)
         if _is_settled(config):
@@ -96,6 +96,11 @@ class Templates:
             own = replace(config, env=dict(config.env), labels=dict(config.labels), sysctls=dict(config.sysctls))
             self._kept = [(own, image_id, template), *self._kept[: LIMIT - 1]]
         return template
+
+
+def _are_equal(config: ContainerConfig, known: ContainerConfig) -> bool:
+    # What differs most often comes first: comparing two that differ in their last field takes twenty times as long.
+    return config.command == known.command and config == known
 
 
 def _is_settled(config: ContainerConfig) -> bool:
