@@ -286,6 +286,15 @@ async def test_signals(crungo: Crungo, busybox_reference: str) -> None:
             assert await container.wait() == 0
 
 
+async def test_an_init_misses_no_signal_from_its_start_on(crungo: Crungo, busybox_reference: str) -> None:
+    async with engine(crungo) as api:
+        for _ in range(20):
+            async with api.container(busybox_reference, ["sleep", "1000"], init=True) as container:
+                container.terminate()
+                with anyio.fail_after(10):
+                    assert await container.wait() == 143
+
+
 async def test_images(crungo: Crungo, push_image: PushImage) -> None:
     reference = push_image("library/api-images", config={"Cmd": ["true"], "Labels": {"unique": "api"}})
     events: list[object] = []

@@ -75,8 +75,29 @@ def test_signals_go_to_the_command(number: int) -> None:
         assert process.returncode == 5
 
 
-def test_the_command_starts_with_the_signal_mask_that_init_was_given() -> None:
-    assert "SigBlk:\t0000000000000000" in init("grep", "SigBlk", "/proc/self/status").stdout
+def test_what_came_before_init_was_ready_goes_to_the_command() -> None:
+    """Signals are blocked when it starts, so that the kernel keeps them."""
+
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    done = subprocess.run([INIT, "--", "sleep", "1000"], preexec_fn=block, timeout=30, check=False)  # noqa: PLW1509
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_nothing_is_blocked_for_the_command() -> None:
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    done = subprocess.run(
+        [INIT, "--", "grep", "SigBlk", "/proc/self/status"],
+        preexec_fn=block,  # noqa: PLW1509
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout == b"SigBlk:\t0000000000000000\n"
 
 
 def test_orphans_are_reaped() -> None:

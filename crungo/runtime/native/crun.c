@@ -236,6 +236,24 @@ read_command (size_t *size)
   return data;
 }
 
+/* Where an init is mounted (mounts.py).  */
+#define INIT "/run/crungo-init"
+
+/* execve(2), with all signals blocked for an init, which waits for them: until it has blocked them itself, the kernel
+   would drop those that come for a first process without a handler.  */
+static void
+become (const char *path, char *const argv[])
+{
+  if (strcmp (path, INIT) == 0)
+    {
+      sigset_t all;
+
+      sigfillset (&all);
+      sigprocmask (SIG_SETMASK, &all, NULL);
+    }
+  execv (path, argv);
+}
+
 /* execvp(3) without its shell for files of no known format.  */
 static _Noreturn void
 exec_in_path (char **argv)
@@ -246,7 +264,7 @@ exec_in_path (char **argv)
 
   if (strchr (argv[0], '/') != NULL)
     {
-      execv (argv[0], argv);
+      become (argv[0], argv);
       fail (errno);
     }
   while (path != NULL && *path)
@@ -311,7 +329,7 @@ run (void *cookie, libcrun_container_t *container, const char *pathname, char *c
     run_command ();
   if (strchr (pathname, '/') == NULL)
     fail (why_not_in_path (pathname));
-  execv (pathname, argv);
+  become (pathname, argv);
   fail (errno);
 }
 

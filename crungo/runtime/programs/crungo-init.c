@@ -80,7 +80,7 @@ execute (char **argv)
 }
 
 static _Noreturn void
-become (char **argv, const sigset_t *mask)
+become (char **argv)
 {
   /* The command leads a process group of its own, in the terminal's foreground when there is one: Ctrl-C is
    * for it and not for process 1. SIGTTOU, which a background process gets for this, is still blocked. */
@@ -88,7 +88,9 @@ become (char **argv, const sigset_t *mask)
   for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
     if (tcsetpgrp (fd, getpgrp ()) == 0)
       break;
-  sigprocmask (SIG_SETMASK, mask, NULL);
+  sigset_t none;
+  sigemptyset (&none);
+  sigprocmask (SIG_SETMASK, &none, NULL);
 
   execute (argv);
   fail (errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE, argv[0]);
@@ -97,7 +99,7 @@ become (char **argv, const sigset_t *mask)
 int
 main (int argc, char **argv)
 {
-  sigset_t all, mask;
+  sigset_t all;
   pid_t child;
 
   if (argc < 3 || strcmp (argv[1], "--") != 0)
@@ -107,9 +109,9 @@ main (int argc, char **argv)
     }
 
   /* All signals are waited for, none is handled. The kernel drops a signal that process 1 neither handles nor
-   * blocks, but keeps a blocked one. Blocking comes before the fork, so that none is lost between. */
+   * blocks, but keeps a blocked one. They were blocked when we were started (native/crun.c), so that none is lost. */
   sigfillset (&all);
-  sigprocmask (SIG_SETMASK, &all, &mask);
+  sigprocmask (SIG_SETMASK, &all, NULL);
   /* Where the container shares the host's pids we are not process 1, and orphans would go past us. */
   prctl (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 
@@ -117,7 +119,7 @@ main (int argc, char **argv)
   if (child < 0)
     fail (FAILED, "fork");
   if (child == 0)
-    become (argv + 2, &mask);
+    become (argv + 2);
   if (syscall (SYS_close_range, 0U, ~0U, 0U) < 0)
     for (int fd = 0; fd < 1024; fd++)
       close (fd);
