@@ -2,7 +2,8 @@
 
 A large blob is fetched in segments, in order, so that whoever reads the file from its beginning (the unpacker) can
 follow closely. One connection fetches them one after another; others join while connections are idle and the first is
-slow, which is when a server or a long way limits each connection, and not our own processor.
+slow, which is when a server or a long way limits each connection, and not our own processor. Where they are very slow,
+segments shrink with what is left: else the last connection would go on alone, with its share of the line.
 
 Invariant: what is written lies within the blob's size; the digest is the caller's to check.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -33,9 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["Download"]
 
 _SEGMENT = 16 << 20  # bytes
-_FIRST_SEGMENT = 4 << 20  # shorter: how fast it comes decides about further connections
+_FIRST_SEGMENT = 4 << 20  # shorter: how fast it comes decides about what follows
+_LAST_SEGMENT = 1 << 20  # what segments shrink to where connections are slow …
+_SHARE = 16  # … from this part of what is left, so that the last of them end at about the same time
 _MOST_CONNECTIONS = 4  # per blob
-_FAST = 100e6  # bytes per second, of one connection
+_MOST_SLOW_CONNECTIONS = 8
+_FAST = 100e6  # bytes per second, of one connection: no other would help
+_SLOW = 10e6
 _BATCH = 128 << 10  # bytes collected before they are written …
 _DELAY = 0.005  # … unless the last write was so many seconds ago; what is not written yet, a SIGKILL loses
 _MOST_PIECES = 512  # pwritev(2) takes 1024
@@ -68,7 +74,8 @@ class Download:
         self._retry = retry
         self._tracker = tracker
         self._available = available
-        self._pending: deque[tuple[int, int]] = deque()
+        self._missing: deque[tuple[int, int]] = deque()  # and nobody is fetching it
+        self._rate: float | None = None
         self._sequential = False
         self._helpers = 0
         self._announced = 0
@@ -91,47 +98,58 @@ class Download:
                     await self._work(group)
 
     def _plan(self) -> bool:
-        """Cut what is missing into segments."""
-        size = self._part.size
-        self._pending.clear()
-        for start, end in self._part.extents.gaps(size):
+        """Find what is missing; False when nothing is."""
+        self._missing.clear()
+        for start, end in self._part.extents.gaps(self._part.size):
             if self._sequential:
-                self._pending.append((start, size))
+                self._missing.append((start, self._part.size))
                 break
-            length = _FIRST_SEGMENT if not self._pending and size > 2 * _SEGMENT else _SEGMENT
-            while end - start > length + _SEGMENT // 2:  # no small remainder
-                self._pending.append((start, start + length))
-                start, length = start + length, _SEGMENT  # noqa: PLW2901 - the rest of the gap
-            self._pending.append((start, end))
-        return bool(self._pending)
+            self._missing.append((start, end))
+        return bool(self._missing)
+
+    def _cut(self) -> tuple[int, int]:
+        """The next segment: its start and its end."""
+        start, end = self._missing.popleft()
+        length = self._length(end - start + sum(end - start for start, end in self._missing))
+        if not self._sequential and end - start > length + length // 2:  # no small remainder
+            self._missing.appendleft((start + length, end))
+            end = start + length
+        return start, end
+
+    def _length(self, left: int) -> int:
+        """How long the next segment should be where so many bytes are left, all in bytes."""
+        if self._rate is None:
+            return _FIRST_SEGMENT
+        if self._rate >= _SLOW:
+            return _SEGMENT
+        return min(_SEGMENT, max(_LAST_SEGMENT, left // _SHARE))
 
     async def _work(self, group: anyio.abc.TaskGroup) -> None:
         """Fetch segments until none is left; let others join where that helps. Errors are the blob's."""
         backoff = Backoff(policy=self._retry)
-        while self._pending:
-            start, end = self._pending.popleft()
-            before = time.monotonic()
-            await self._fetch(start, end, backoff)
-            rate = (end - start) / max(time.monotonic() - before, 1e-6)
-            if (
-                rate < _FAST
-                and not self._sequential
-                and self._helpers < _MOST_CONNECTIONS - 1
-                and self._connections.value > 0
-                and self._pending
-            ):
+        while self._missing:
+            await self._next(backoff)
+            if self._wants_help():
                 self._helpers += 1
-                group.start_soon(self._help)
+                group.start_soon(self._help, group)
 
-    async def _help(self) -> None:
+    async def _help(self, group: anyio.abc.TaskGroup) -> None:
         """Fetch segments as well. A refused further connection is no failure: what it leaves is planned again."""
-        backoff = Backoff(policy=self._retry)
-        while self._pending and not self._sequential:
-            start, end = self._pending.popleft()
-            try:
-                await self._fetch(start, end, backoff)
-            except RegistryError:
-                return
+        with suppress(RegistryError):
+            await self._work(group)
+
+    async def _next(self, backoff: Backoff) -> None:
+        """Fetch the next segment, and see how fast it comes."""
+        start, end = self._cut()
+        before = time.monotonic()
+        await self._fetch(start, end, backoff)
+        self._rate = (end - start) / max(time.monotonic() - before, 1e-6)
+
+    def _wants_help(self) -> bool:
+        if self._rate is None or self._rate >= _FAST or self._sequential or not self._missing:
+            return False
+        most = _MOST_CONNECTIONS if self._rate >= _SLOW else _MOST_SLOW_CONNECTIONS
+        return self._helpers < most - 1 and self._connections.value > 0
 
     async def _fetch(self, start: int, end: int, backoff: Backoff) -> None:
         """Fetch one segment, going on where a connection broke off."""
@@ -162,7 +180,7 @@ class Download:
                 )
             if not stream.ranged and not self._sequential:
                 self._sequential = True
-                self._pending.clear()
+                self._missing.clear()
                 if asked is not None:
                     return  # once more, to the end
             await self._copy(stream, segment, size if self._sequential else end)

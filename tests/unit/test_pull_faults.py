@@ -153,6 +153,26 @@ async def test_large_layer_in_ranges(registry: FakeRegistry, client: RegistryCli
 
 
 @pytest.mark.usefixtures("small_segments")
+async def test_segments_shrink_on_a_slow_line(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_LAST_SEGMENT", 10_000)
+    source = layered(1_200_000)
+    layer = source.document["layers"][0]
+    text = registry.add(source)
+    sizes = {}
+    for slow in (0.0, 1e12):
+        monkeypatch.setattr(download, "_SLOW", slow)
+        registry.sent.clear()
+        await get(text, make_store(tmp_path / str(slow)), client)
+        ranges = sorted(sent.request.range or (0, 0) for sent in registry.requests(layer["digest"]))
+        sizes[slow] = [(end or layer["size"]) - start for start, end in ranges]
+        assert sum(sizes[slow]) == layer["size"]
+    assert min(sizes[0.0][1:-1]) == max(sizes[0.0][1:-1]) == 100_000
+    assert max(sizes[1e12][-4:]) < 15_000 < sizes[1e12][1]
+
+
+@pytest.mark.usefixtures("small_segments")
 async def test_large_layer_without_ranges(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     source = layered(2_000_000)
     text = registry.add(source)
