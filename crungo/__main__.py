@@ -16,6 +16,9 @@ def main() -> NoReturn:
     import gc
     import os
 
+    from crungo.io.fds import ensure_standard_fds
+
+    ensure_standard_fds()  # first of all: what is opened next would take the place of one that is closed
     # Starting makes tens of thousands of objects that stay: looking through them for garbage finds none.
     gc.set_threshold(50_000, 10, 10)
     # A command runs on asyncio. httpcore imports trio wherever it is installed, which takes longer than all of httpx.

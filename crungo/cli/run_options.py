@@ -12,7 +12,6 @@ from crungo.cli.flags import Argument, Verb
 from crungo.cli.run_flags import ABSENT, FLAGS
 from crungo.config import ContainerConfig
 from crungo.errors import UsageError
-from crungo.io.fds import ensure_standard_fds
 from crungo.parsing import environment, host, mounts, network, process, values
 from crungo.parsing.values import quote
 from crungo.records import Record, replace
@@ -81,7 +80,6 @@ class RunOptions(Record):
 
 def call(parsed: Parsed, context: Context) -> int:
     """Run the container; returns its exit code."""
-    ensure_standard_fds()  # first of all: the spawner's socket would take the place of one that is closed
     options = to_options(parsed, Surroundings.actual(), debug=context.debug)
     if options.config.tty:
         options = replace(options, config=_on_terminal(options.config))

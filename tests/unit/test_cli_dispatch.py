@@ -195,3 +195,19 @@ def test_the_entry_imports_nothing_by_itself() -> None:
     code = "import sys; before = set(sys.modules); import crungo.__main__; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert set(done.stdout.split()) <= {"crungo", "crungo.__main__", "__future__"}
+
+
+@pytest.mark.parametrize("closed", [(0,), (1, 2), (0, 1, 2)])
+def test_closed_standard_descriptors_are_given_to_nothing_else(closed: tuple[int, ...]) -> None:
+    """For every verb: they lead to /dev/null before anything of the command line runs."""
+    program = (
+        "import os\n"
+        "from crungo import __main__\n"
+        "from crungo.cli import dispatch\n"
+        f"for fd in {closed}: os.close(fd)\n"
+        "def check():\n"
+        f"    return 7 if all(os.path.samestat(os.fstat(fd), os.stat('/dev/null')) for fd in {closed}) else 1\n"
+        "dispatch.main = check\n"
+        "__main__.main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 7

@@ -82,7 +82,7 @@ def test_what_came_before_init_was_ready_goes_to_the_command() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    done = subprocess.run([INIT, "--", "sleep", "1000"], preexec_fn=block, timeout=30, check=False)  # noqa: PLW1509
+    done = subprocess.run([INIT, "--", "sleep", "1000"], preexec_fn=block, timeout=30, check=False)
     assert done.returncode == 128 + signal.SIGTERM
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_blocked_for_the_command() -> None:
 
     done = subprocess.run(
         [INIT, "--", "grep", "SigBlk", "/proc/self/status"],
-        preexec_fn=block,  # noqa: PLW1509
+        preexec_fn=block,
         capture_output=True,
         timeout=30,
         check=False,
