@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from crungo.cli.flags import Argument, Flag, Verb
-from crungo.errors import UsageError
+from crungo.errors import CrungoError, UsageError
 from crungo.parsing.host import parse_platform, parse_pull
 from crungo.parsing.values import parse_duration, parse_int
 from crungo.records import Record
@@ -91,10 +90,11 @@ def call(parsed: Parsed, context: Context) -> int:
 
         emit("".join(f"{here[name]}\n" for name in options.images))
         return 0
-    spawner = None
-    if os.geteuid() == 0:
-        from crungo.runtime.requests import SpawnerProcess
+    from crungo.runtime.requests import SpawnerProcess, require_root
 
+    require_root()
+    spawner = None
+    if not _may_be_unchanged(options, context):
         # The helper, which unpacks, starts on another core while this process imports what it needs.
         spawner = SpawnerProcess.start(context.roots)
         spawner.prepare_unpacking()
@@ -109,6 +109,20 @@ def answer(options: PullOptions, reference: Reference, image: Image, *, changed:
         return image.target
     status = "Downloaded newer image for" if changed else "Image is up to date for"
     return f"Digest: {image.target}\nStatus: {status} {reference.familiar}\n{reference}"
+
+
+def _may_be_unchanged(options: PullOptions, context: Context) -> bool:
+    """Whether the store knows every name: then there will most likely be nothing to unpack."""
+    if options.all_tags:
+        return False
+    from crungo.image.reference import Reference
+    from crungo.image.store import Store
+
+    refs = Store(context.roots).refs
+    try:
+        return all(refs.get(Reference.parse(name)) is not None for name in options.images)
+    except CrungoError:
+        return False
 
 
 def _here(options: PullOptions, context: Context) -> dict[str, str]:

@@ -9,7 +9,7 @@ prune``, sync.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,21 +17,21 @@ from anyio import to_thread
 
 from crungo.cli.messages import report
 from crungo.cli.output import emit
-from crungo.cli.progress import pull_progress
 from crungo.cli.pull import answer
-from crungo.engine import Engine
 from crungo.errors import CrungoError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
+from crungo.image.store import Store
 from crungo.registry.groups import single_failure
 from crungo.registry.progress import ImageDone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from crungo.cli.flags import Context
     from crungo.cli.progress import PullProgress
     from crungo.cli.pull import PullOptions
+    from crungo.image.unpacker import Unpacker, Unpacking
     from crungo.registry.client import RegistryClient
     from crungo.registry.progress import Progress, ProgressEvent
     from crungo.registry.retry import RetryPolicy
@@ -51,24 +51,70 @@ def execute(options: PullOptions, context: Context, spawner: SpawnerProcess | No
 
 
 async def _run(options: PullOptions, context: Context, spawner: SpawnerProcess | None, here: Mapping[str, str]) -> int:
-    with pull_progress(STDERR) as progress:
-        async with Engine(root=context.roots.root, run=context.roots.run, spawner=spawner) as engine:
-            work = _Work(options, engine, None if options.quiet else progress, here)
-            with single_failure():
-                async with anyio.create_task_group() as group:
+    async with AsyncExitStack() as stack:
+        progress = None if options.quiet else stack.enter_context(_progress())
+        unpacker = _LateUnpacker(context, stack)
+        if spawner is not None:
+            await unpacker.start(spawner)
+        work = _Work(options, Store(context.roots), unpacker, progress, here)
+        with single_failure():
+            async with anyio.create_task_group() as group:
+                if progress is not None:
                     group.start_soon(progress.keep_fresh)
-                    await work.run()
-                    group.cancel_scope.cancel()
-            # Before the engine ends: the helper's end takes a moment, for which the answer need not wait.
-            return work.tell(debug=context.debug)
+                await work.run()
+                group.cancel_scope.cancel()
+        # Before the engine ends: the helper's end takes a moment, for which the answer need not wait.
+        return work.tell(debug=context.debug)
+
+
+def _progress() -> PullProgress:
+    from crungo.cli.progress import pull_progress
+
+    return pull_progress(STDERR)
+
+
+class _LateUnpacker:
+    """The unpacker of an engine, which is made, for as long as the stack lasts, when there is a layer to unpack."""
+
+    def __init__(self, context: Context, stack: AsyncExitStack) -> None:
+        self._context = context
+        self._stack = stack
+        self._starting = anyio.Lock()
+        self._unpacker: Unpacker | None = None
+
+    async def start(self, spawner: SpawnerProcess | None = None) -> Unpacker:
+        """Have the unpacker ready, with a spawner that was started before or with one of its own."""
+        from crungo.engine import Engine
+        from crungo.runtime.unpacking import SpawnerUnpacker
+
+        roots = self._context.roots
+        async with self._starting:
+            if self._unpacker is None:
+                engine = Engine(root=roots.root, run=roots.run, spawner=spawner)
+                await self._stack.enter_async_context(engine)
+                self._unpacker = SpawnerUnpacker(engine.spawner)
+            return self._unpacker
+
+    @asynccontextmanager
+    async def unpack(self, blob_fd: int, directory: str, *, media_type: str, limit: int) -> AsyncIterator[Unpacking]:
+        """As of :class:`Unpacker`."""
+        unpacker = await self.start()
+        async with unpacker.unpack(blob_fd, directory, media_type=media_type, limit=limit) as unpacking:
+            yield unpacking
 
 
 class _Work:
     def __init__(
-        self, options: PullOptions, engine: Engine, progress: PullProgress | None, here: Mapping[str, str]
+        self,
+        options: PullOptions,
+        store: Store,
+        unpacker: Unpacker,
+        progress: PullProgress | None,
+        here: Mapping[str, str],
     ) -> None:
         self._options = options
-        self._engine = engine
+        self._store = store
+        self._unpacker = unpacker
         self._progress = progress
         self._platform = None if options.platform is None else Platform.parse(options.platform)
         # By name, in the order of the command line.
@@ -131,7 +177,6 @@ class _Work:
         self, reference: Reference, client: RegistryClient, retry: RetryPolicy, show: Progress | None
     ) -> str:
         from crungo.registry.pull import pull
-        from crungo.runtime.unpacking import SpawnerUnpacker
 
         changed = False
 
@@ -143,9 +188,9 @@ class _Work:
 
         image = await pull(
             reference,
-            store=self._engine.store,
+            store=self._store,
             client=client,
-            unpacker=SpawnerUnpacker(self._engine.spawner),
+            unpacker=self._unpacker,
             platform=self._platform,
             policy=self._options.policy,
             progress=take,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -141,6 +140,8 @@ def _update(path: str, key: str, credential: Credential | None) -> None:
 
 
 def _replace(path: str, text: str) -> None:
+    import tempfile  # 2 ms; pulls only read
+
     handle, temporary = tempfile.mkstemp(prefix=".auth-", dir=os.path.dirname(path))  # mode 0600 from the start
     try:
         with open(handle, "w", encoding="utf-8") as stream:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,24 @@ class TestPull:
         by_digest = f"{tiny}@{digest.removeprefix('Digest: ')}"
         assert fresh_crungo("pull", by_digest, check=0).stdout.splitlines()[-1] == by_digest
         assert images(fresh_crungo, "--digests")[1].split()[2] == digest.removeprefix("Digest: ")
+
+    def test_what_is_unchanged_needs_no_helper(self, fresh_crungo: Crungo, push_image: PushImage) -> None:
+        """Only what has to be unpacked does, also when the name was known before."""
+        name = push_image("team/moving", image=make_image([Layer().file("a", "one")]))
+        fresh_crungo("pull", name, check=0)
+        program = (
+            "import sys; from crungo.cli.dispatch import main; code = main(sys.argv[1:]);"
+            "print('crungo.runtime.unpacking' in sys.modules); sys.exit(code)"
+        )
+        command = [sys.executable, "-c", program, *fresh_crungo.argv("pull", name)[3:]]
+
+        def pull() -> list[str]:
+            done = subprocess.run(command, capture_output=True, env=fresh_crungo.environ(), text=True, check=True)
+            return done.stdout.splitlines()[1:]
+
+        assert pull() == [f"Status: Image is up to date for {name}", name, "False"]
+        push_image("team/moving", image=make_image([Layer().file("a", "two")]))
+        assert pull() == [f"Status: Downloaded newer image for {name}", name, "True"]
 
     def test_several_of_which_one_fails(self, fresh_crungo: Crungo, tiny: str, registry: Registry) -> None:
         done = fresh_crungo("pull", f"{tiny}:v2", f"{registry.address}/team/none", f"{tiny}:v1", check=125)
