@@ -139,7 +139,13 @@ crungo_unpack_prepare (void)
   static iconv_t kept = (iconv_t) -1;
 
   if (kept == (iconv_t) -1)
-    kept = iconv_open ("ANSI_X3.4-1968", "UTF-8");
+    {
+      /* Pieces come and go. By default each would be memory that the kernel clears anew. Before the fork, because
+         mallopt(3) looks at all that is free, which then is a copy of each page. */
+      mallopt (M_MMAP_THRESHOLD, 32 << 20);
+      mallopt (M_TRIM_THRESHOLD, 128 << 20);
+      kept = iconv_open ("ANSI_X3.4-1968", "UTF-8");
+    }
   return kept == (iconv_t) -1 ? -1 : prepare_filter ();
 }
 
@@ -149,9 +155,6 @@ crungo_unpack_confine (int directory, int user_xattrs)
   struct rlimit none = { 0, 0 }, data = { DATA_LIMIT, DATA_LIMIT };
 
   umask (0);
-  /* Pieces come and go. By default each would be memory that the kernel clears anew. */
-  mallopt (M_MMAP_THRESHOLD, 32 << 20);
-  mallopt (M_TRIM_THRESHOLD, 128 << 20);
   if (setrlimit (RLIMIT_CORE, &none) < 0 || setrlimit (RLIMIT_DATA, &data) < 0)
     return -1;
   if (enter_root (directory) < 0 || drop_capabilities (user_xattrs) < 0)
