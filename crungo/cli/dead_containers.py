@@ -46,7 +46,11 @@ def remove(roots: Roots) -> tuple[int, int]:
     A spawner does it: before it serves, it removes what it finds, and it ends when that is done and nobody asks.
     """
     from crungo.runtime.requests import SpawnerProcess
+    from crungo.runtime.state import Places
 
+    places = Places(roots.root, roots.run)
+    if os.path.isdir(places.state):  # made last
+        places.sweep_work()
     before = measure(roots)
     if not before[0]:
         return before

@@ -89,7 +89,7 @@ class Places:
     def sweep_work(self) -> None:
         """Remove the folders of processes that were killed."""
         names = [name for name in os.listdir(self.run) if name.startswith(WORK_PREFIX)]
-        if len(names) < 2:  # our own
+        if all(f"{self.run}/{name}" == self.work for name in names):
             return
         folder = _lock_folder(self.containers, fcntl.LOCK_EX)
         try:

@@ -22,7 +22,9 @@ from crungo.config import Mount
 from crungo.errors import SpawnerDied
 from tests.support.command import Crungo
 from tests.support.events import wait_for_exit, wait_until
+from tests.support.image import Layer, make_image
 from tests.support.leaks import CGROUPS, Snapshot, descendants, settle
+from tests.support.stalled import Stalled
 
 BACKENDS = ["asyncio", "trio"]
 both = pytest.mark.parametrize("anyio_backend", BACKENDS)
@@ -245,6 +247,25 @@ def test_a_fork_of_the_owner_owns_nothing(crungo: Crungo, busybox_reference: str
         assert wait_for_exit(forked, 2)
         for lease in (crungo.root / "leases").iterdir():
             lease.unlink()  # a fork held it, until nobody was left to remove it but the next prune
+
+
+def test_prune_finds_what_nobody_was_left_to_remove(fresh_crungo: Crungo) -> None:
+    """An engine in the midst of a pull and its helper, killed at once, leave a lease, a layer and a download."""
+    image = make_image([Layer().file("file", os.urandom(2 << 20))])
+    root = fresh_crungo.root
+    with Stalled(image) as registry, fresh_crungo.start("pull", registry.reference) as process:
+        assert registry.asked.wait(10)
+        os.kill(process.pid, signal.SIGSTOP)  # it shall not see the end of the other
+        spawner = spawner_of(process)
+        os.kill(spawner, signal.SIGKILL)
+        assert wait_for_exit(spawner, 2)
+        process.kill()
+        process.wait(10)
+    assert {"layer", "sha256"} <= {name.partition("-")[0] for name in os.listdir(root / "ingest")}
+    assert len(os.listdir(root / "leases")) == 1
+    said = fresh_crungo("system", "prune", "--force", check=0).stdout
+    assert f"{root}/ingest/layer-" in said
+    assert os.listdir(root / "ingest") == os.listdir(root / "leases") == []
 
 
 def test_signals_of_the_users_terminal_do_not_reach_it(crungo: Crungo, busybox_reference: str) -> None:
