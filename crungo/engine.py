@@ -23,6 +23,7 @@ from anyio import to_thread
 from crungo.containers import Container
 from crungo.errors import HostError, NameInUse, UsageError
 from crungo.loopguard import LoopGuard
+from crungo.openfiles import naming_the_limit
 from crungo.paths import Roots
 from crungo.process import Completed, Process, run_to_end
 from crungo.runtime.requests import SpawnerProcess, require_root
@@ -99,7 +100,8 @@ class Engine:
         require_root()
         self._limiter = anyio.CapacityLimiter(self._start_limit)
         if self._spawner is None:
-            self._spawner = await to_thread.run_sync(SpawnerProcess.start, self.roots)
+            with naming_the_limit("start the helper process"):
+                self._spawner = await to_thread.run_sync(SpawnerProcess.start, self.roots)
         self._guard = LoopGuard(self._abandon)
         return self
 
@@ -229,9 +231,10 @@ class Engine:
         for _ in range(NAME_TRIES):
             try:
                 async with self._turns:
-                    template = self._templates.get(config, image)
-                    creation = Creation(self.spawner, config, image, template, self._host, log=log, command=command)
-                    return await self._create(creation, created=command >= 0)
+                    with naming_the_limit("create container"):
+                        template = self._templates.get(config, image)
+                        creation = Creation(self.spawner, config, image, template, self._host, log=log, command=command)
+                        return await self._create(creation, created=command >= 0)
             except NameInUse:
                 if config.name is not None:
                     raise
@@ -367,12 +370,13 @@ class Engine:
             "debug": False,
         }
         async with self._turns:
-            ours, theirs = standard_streams(config)
-            try:
-                channel, request = self.spawner.request(message, [theirs[0]], given=theirs)
-            except BaseException:
-                ours.close()
-                raise
-            started = Process(channel, ours, self._limiter, process["args"][0])
-            await started._launch(request)
-            return started
+            with naming_the_limit("exec"):
+                ours, theirs = standard_streams(config)
+                try:
+                    channel, request = self.spawner.request(message, [theirs[0]], given=theirs)
+                except BaseException:
+                    ours.close()
+                    raise
+                started = Process(channel, ours, self._limiter, process["args"][0])
+                await started._launch(request)
+                return started

@@ -5,7 +5,7 @@ This module is a leaf: it imports nothing of crungo, so that every other module 
     CrungoError                     the base; never raised itself
     ├── UsageError                  a value that the caller gave is malformed or contradicts another
     │   └── InvalidReference        an image reference outside the grammar
-    ├── HostError                   the host lacks what is needed (root, a kernel feature, a controller)
+    ├── HostError                   the host lacks what is needed (root, a controller, room for open files)
     ├── RegistryError               a registry answered wrongly, refused, or could not be reached
     │   ├── AuthenticationError     credentials are missing or were refused
     │   └── ImageNotFound           the registry has no such repository, tag or digest

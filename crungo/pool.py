@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
-from crungo.errors import CrungoError, UsageError
+from crungo.errors import CrungoError, HostError, UsageError
 from crungo.io.fds import Fd, pipe
+from crungo.openfiles import naming_the_limit
 from crungo.process import Completed, run_to_end
 from crungo.records import Record, replace
 from crungo.runtime.spec import process_arguments
@@ -143,7 +144,12 @@ class Pool:
 
     async def _add(self) -> None:
         """Make one container ready; a failure is for whoever takes it."""
-        reader, writer = pipe()
+        try:
+            with naming_the_limit("pool"):
+                reader, writer = pipe()
+        except HostError as error:
+            await self._send.send(error)
+            return
         try:
             container = await self._engine.create(self._config, command=reader.fileno())
         except CrungoError as error:

@@ -76,12 +76,23 @@ class SpawnerProcess:
                     signal.SIGCHLD,
                 ),
             )
-        except FileNotFoundError:
+        except OSError as error:
             ours.close()
-            raise errors.HostError(f"{isolate} is missing", hint="build the package again: make build") from None
+            if isinstance(error, FileNotFoundError):
+                hint = "build the package again: make build"
+                raise errors.HostError(f"{isolate} is missing", hint=hint) from None
+            raise
         finally:
             theirs.close()
-        return cls(ours, pid)
+        try:
+            return cls(ours, pid)
+        except OSError:  # no descriptor is left for it
+            ours.close()  # which ends it
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:  # someone who waits for any child was faster
+                pass
+            raise
 
     def request(
         self, message: dict[str, Any], lent: Sequence[int] = (), *, given: Sequence[int] = ()

@@ -114,8 +114,10 @@ def recv_packet(sock: _socket.socket) -> tuple[bytes, list[int]]:
         return data, fds
     for fd in fds:
         os.close(fd)
+    if flags & _socket.MSG_CTRUNC:  # there is room for all that the other side ever sends
+        raise OSError(errno.EMFILE, "descriptors cut off: too many open files")
     if data:
-        raise OSError(errno.EMSGSIZE, "message or descriptors cut off: too many open files?")
+        raise OSError(errno.EMSGSIZE, "message cut off")
     return b"", []
 
 

@@ -7,18 +7,21 @@ block is left by a living process, nothing is left at the very moment in which t
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import anyio
 import pytest
 
 import crungo
+from crungo.errors import HostError
 from crungo.image.check import check
 from tests.integration.conftest import PushImage
 from tests.support.api import engine, remains
@@ -310,3 +313,59 @@ def test_no_engine_is_needed_to_find_what_a_dead_one_has_left(crungo: Crungo, bu
     assert remains(crungo, identifier)
     crungo("run", busybox_reference, "true", check=0)
     await_gone(crungo, identifier)
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Within the block, this process can open that many more files."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = (number for number in range(limits[0]) if not os.path.exists(f"/proc/self/fd/{number}"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, count, None)), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def start_and_end(api: crungo.Engine, container: crungo.Container, image: str) -> None:
+    async with api.container(image, ["true"], stdin=True):
+        pass
+
+
+async def execute_and_end(api: crungo.Engine, container: crungo.Container, image: str) -> None:
+    async with container.exec(["true"], stdin=True):
+        pass
+
+
+@pytest.mark.anyio
+async def test_too_few_descriptors_are_one_clear_error(crungo: Crungo, busybox_reference: str) -> None:
+    """Whichever descriptor is the one too many: nothing half-made stays, and with enough of them all works."""
+
+    async with engine(crungo) as api, api.container(busybox_reference, ["sleep", "1000"]) as container:
+        for attempt in (start_and_end, execute_and_end):
+            await attempt(api, container, busybox_reference)  # threads, modules
+            children = descendants()
+            before = os.listdir("/proc/self/fd")
+            refused = 0
+            for count in range(40):
+                problem = None
+                with descriptors_left(count):
+                    try:
+                        await attempt(api, container, busybox_reference)
+                    except HostError as error:
+                        problem = error
+                assert len(os.listdir("/proc/self/fd")) == len(before), count
+                if problem is None:
+                    break
+                refused += "as many files open as it may" in problem.message
+            assert refused == count > 6
+            assert descendants() == children
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_has_no_descriptor_left(crungo: Crungo) -> None:
+    children, before = descendants(), os.listdir("/proc/self/fd")
+    for count in range(2):
+        with descriptors_left(count), pytest.raises(HostError, match="as many files open as it may"):
+            await engine(crungo).__aenter__()
+        assert (descendants(), len(os.listdir("/proc/self/fd"))) == (children, len(before))
