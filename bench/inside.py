@@ -24,12 +24,12 @@ async def rate(options: dict[str, Any]) -> float:
     count: int = options["count"]
     at_once: int = options["at_once"]
     async with engine(options) as running:
-        await running.run(options["image"], ["true"])
+        await running.run(options["image"], ["true"], **options["fields"])
         serials = iter(range(count))
 
         async def work() -> None:
             for _ in serials:
-                done = await running.run(options["image"], ["true"])
+                done = await running.run(options["image"], ["true"], **options["fields"])
                 assert done.returncode == 0, done
 
         before = time.perf_counter()
@@ -55,8 +55,11 @@ async def start(options: dict[str, Any]) -> float:
 
 async def execute(options: dict[str, Any]) -> float:
     """Milliseconds of a further process, from asking for it until its result is there and nothing of it is left."""
-    async with engine(options) as running, running.container(options["image"], ["sleep", "1000"]) as container:
-        times = []
+    times = []
+    async with (
+        engine(options) as running,
+        running.container(options["image"], ["sleep", "1000"], **options["fields"]) as container,
+    ):
         for _ in range(options["count"] + 3):
             before = time.perf_counter()
             done = await container.run(["true"])

@@ -16,6 +16,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+from crungo.config import ContainerConfig
+from crungo.runtime.host import HostFacts
+from crungo.runtime.template import Template
 
 __all__ = ["Containerd", "Crun", "Docker", "Podman", "cgroup_prefix"]
 
@@ -203,7 +208,7 @@ class Docker:
 
 
 class Crun:
-    """The crun command, given a bundle with what ``crun spec`` writes."""
+    """The crun command, given bundles: of a plain container, or of one like crungo's, but for the overlay."""
 
     name = "crun"
     env: Mapping[str, str] = {}
@@ -218,18 +223,35 @@ class Crun:
     def available() -> bool:
         return installed("crun")
 
-    def bundle(self, name: str, *arguments: str) -> Path:
-        """A bundle that runs a program of the root file system."""
+    def bundle_of(self, kind: str, name: str, *arguments: str) -> Path:
+        """A bundle that runs a program of the root file system, made at the first call."""
         folder = self.folder / name
-        folder.mkdir()
-        run(["crun", "spec", "--bundle", str(folder)])
-        config = folder / "config.json"
-        document = json.loads(config.read_text())
-        document["root"] = {"path": str(self.rootfs), "readonly": False}
-        document["process"]["terminal"] = False
-        document["process"]["args"] = list(arguments)
-        config.write_text(json.dumps(document))
+        if not folder.exists():
+            folder.mkdir()
+            document = self._plain(folder) if kind == "plain" else self._like_ours(folder)
+            document["root"] = {"path": str(self.rootfs), "readonly": False}
+            document["process"]["terminal"] = False
+            document["process"]["args"] = list(arguments)
+            (folder / "config.json").write_text(json.dumps(document))
         return folder
+
+    def _plain(self, folder: Path) -> dict[str, Any]:
+        """What ``crun spec`` writes."""
+        run(["crun", "spec", "--bundle", str(folder)])
+        document: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        return document
+
+    def _like_ours(self, folder: Path) -> dict[str, Any]:
+        """What crungo gives to libcrun: filter, limits, files of /etc, and all."""
+        config = ContainerConfig(rootfs=str(self.rootfs), command=("true",))
+        template = Template.make(config, None, root=str(folder), host=HostFacts.read())
+        files = folder / "containers" / template.id
+        files.mkdir(parents=True)
+        for file, content in template.files.items():
+            (files / file).write_bytes(content)
+        document: dict[str, Any] = json.loads(template.spec)
+        del document["linux"]["cgroupsPath"]  # crun names it after each container
+        return document
 
     def command(self, *arguments: str) -> list[str]:
         return ["crun", "--root", str(self.folder / "state"), *arguments]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bench.common import Crungo, compiled, drive, environment, install, isolate, say, take_turns, workspace
 from bench.peers import Crun, Docker, Podman
@@ -28,6 +28,8 @@ P = TypeVar("P", Podman, Docker)
 
 TITLE = "Running containers"
 LEVELS = (1, 4, 8, 16)
+KINDS: dict[str, dict[str, Any]] = {"plain": {"seccomp": "unconfined", "pids_limit": -1}, "default": {}}
+"""Containers without a filter of system calls and without limits, as ``crun spec`` has them, and crungo's default."""
 LINE = b"The quick brown fox jumps over the lazy dog, again and again and again.\n"
 
 
@@ -50,44 +52,44 @@ class Bench:
 
 
 def rates(bench: Bench) -> list[Row]:
-    """Containers per second."""
+    """Containers per second, of each kind."""
     rows = []
-    for at_once in bench.levels:
-        turns: dict[str, Callable[[], float]] = {"crungo": partial(own_rate, bench, at_once)}
-        if bench.crun is not None:
-            turns["crun"] = partial(crun_rate, bench, at_once)
-        if bench.podman is not None:
-            turns["podman"] = partial(podman_rate, bench, at_once)
-        turns["limit"] = partial(kernel_rate, bench, at_once)
-        found = take_turns(turns, rounds=bench.rounds, label=f"containers/s, {at_once} at once")
-        limit = found.pop("limit")
-        rows.append(
-            Row(
-                work=f"containers of /bin/true, {at_once} at once",
-                unit="1/s",
-                crungo=found.pop("crungo"),
-                peers=found,
-                limit=limit,
-                reference=found.get("crun"),
-                against="crun",
-                goal=1.3 if at_once == 1 else 1.15,
-                more_is_better=True,
+    for kind, fields in KINDS.items():
+        for at_once in bench.levels:
+            turns: dict[str, Callable[[], float]] = {"crungo": partial(own_rate, bench, at_once, fields)}
+            if bench.crun is not None:
+                turns["crun"] = partial(crun_rate, bench, at_once, kind)
+            if bench.podman is not None and kind == "default":
+                turns["podman"] = partial(podman_rate, bench, at_once)
+            turns["limit"] = partial(kernel_rate, bench, at_once)
+            found = take_turns(turns, rounds=bench.rounds, label=f"{kind} containers/s, {at_once} at once")
+            limit = found.pop("limit")
+            rows.append(
+                Row(
+                    work=f"{kind} containers of /bin/true, {at_once} at once",
+                    unit="1/s",
+                    crungo=found.pop("crungo"),
+                    peers=found,
+                    limit=limit,
+                    reference=found.get("crun"),
+                    against="crun",
+                    goal=1.3 if at_once == 1 else 1.15,
+                    more_is_better=True,
+                )
             )
-        )
     return rows
 
 
-def own_rate(bench: Bench, at_once: int) -> float:
-    found: float = bench.crungo.inside("rate", image=bench.image, count=bench.many(160), at_once=at_once)
+def own_rate(bench: Bench, at_once: int, fields: Mapping[str, Any]) -> float:
+    count = bench.many(160)
+    found: float = bench.crungo.inside("rate", image=bench.image, count=count, at_once=at_once, fields=fields)
     return found
 
 
-def crun_rate(bench: Bench, at_once: int) -> float:
+def crun_rate(bench: Bench, at_once: int, kind: str) -> float:
     crun = bench.crun
     assert crun is not None
-    bundle = crun.folder / "true"
-    if not bundle.exists():
-        crun.bundle("true", "/bin/true")
+    bundle = crun.bundle_of(kind, kind, "/bin/true")
     count = bench.many(120)
     command = crun.command("run", "--bundle", str(bundle), "bench-@")
     return count / drive(command, count=count, at_once=at_once, prefix=crun.prefix)[0]
@@ -151,33 +153,36 @@ def starts(bench: Bench) -> list[Row]:
 
 
 def executions(bench: Bench) -> list[Row]:
-    """A further process in a running container, to its end."""
-    turns: dict[str, Callable[[], float]] = {
-        "crungo": lambda: bench.crungo.inside("execute", image=bench.image, count=bench.many(60))
-    }
-    with ExitStack() as stack:
-        if bench.crun is not None:
-            turns["crun"] = crun_exec(bench, bench.crun, stack)
-        found = take_turns(turns, rounds=bench.rounds, label="exec, ms")
-    return [
-        Row(
-            work="exec true in a running container",
-            unit="ms",
-            crungo=found.pop("crungo"),
-            peers=found,
-            reference=found.get("crun"),
-            against="crun",
-            goal=0.7,
+    """A further process in a running container of each kind, to its end."""
+    rows = []
+    for kind, fields in KINDS.items():
+        own = partial(bench.crungo.inside, "execute", image=bench.image, count=bench.many(60), fields=fields)
+        turns: dict[str, Callable[[], float]] = {"crungo": own}
+        with ExitStack() as stack:
+            if bench.crun is not None:
+                turns["crun"] = crun_exec(bench, bench.crun, kind, stack)
+            found = take_turns(turns, rounds=bench.rounds, label=f"exec in a {kind} container, ms")
+        rows.append(
+            Row(
+                work=f"exec true in a {kind} container",
+                unit="ms",
+                crungo=found.pop("crungo"),
+                peers=found,
+                reference=found.get("crun"),
+                against="crun",
+                goal=0.7,
+            )
         )
-    ]
+    return rows
 
 
-def crun_exec(bench: Bench, crun: Crun, stack: ExitStack) -> Callable[[], float]:
+def crun_exec(bench: Bench, crun: Crun, kind: str, stack: ExitStack) -> Callable[[], float]:
     """Start a container of crun's for the time being; what measures an exec in it."""
-    bundle = crun.bundle("sleep", "/bin/sleep", "100000")
-    run_command([*crun.prefix, *crun.command("run", "--detach", "--bundle", str(bundle), "bench-exec")])
-    stack.callback(run_command, [*crun.prefix, *crun.command("delete", "--force", "bench-exec")])
-    command = crun.command("exec", "bench-exec", "/bin/true")
+    bundle = crun.bundle_of(kind, f"sleep-{kind}", "/bin/sleep", "100000")
+    name = f"bench-exec-{kind}"
+    run_command([*crun.prefix, *crun.command("run", "--detach", "--bundle", str(bundle), name)])
+    stack.callback(run_command, [*crun.prefix, *crun.command("delete", "--force", name)])
+    command = crun.command("exec", name, "/bin/true")
     return lambda: median_ms(drive(command, count=bench.many(60), prefix=crun.prefix)[1])
 
 
