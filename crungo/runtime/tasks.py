@@ -252,6 +252,10 @@ class Execution(Task):
         )
         self.launch(start, fds)
 
+    def _kill(self) -> None:
+        super()._kill()
+        freezer.kill_frozen(self.identifier, self.cgroup)
+
     def clean_up(self) -> None:
         if not self.doomed:
             self.working = False  # `doom` comes here again

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -31,6 +32,10 @@ from tests.support.api import engine, remains
 from tests.support.command import Crungo
 
 pytestmark = pytest.mark.anyio
+
+
+def child_of(pid: int) -> list[Path]:
+    return [Path(f"/proc/{child}") for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid: int) -> bool:
@@ -204,6 +209,31 @@ async def test_a_paused_container_ends_like_any_other(crungo: Crungo, busybox_re
             container.kill()
             assert await container.wait() == 137
         assert time.monotonic() - start < 10
+
+
+async def test_a_further_process_of_a_paused_container_ends(crungo: Crungo, busybox_reference: str) -> None:
+    """With all that it has started, before the container goes on."""
+    counting = "i=0; while :; do i=$((i+1)); echo $i; read x; done"
+    async with (
+        engine(crungo) as api,
+        api.container(busybox_reference, ["sh", "-c", counting], stdin=True) as container,
+    ):
+        assert container.stdin is not None
+        assert await line(container) == b"1"
+        async with container.exec(["sh", "-c", "sleep 2005 & echo $!; wait"]) as process:
+            await line(process)
+            inside = [Path(f"/proc/{process.pid}"), *child_of(process.pid)]
+            await container.pause()
+            with anyio.fail_after(10):
+                await process.aclose()
+            # Whom it leaves an orphan, only the container's first process could reap, which stands still.
+            assert [path for path in inside if path.exists() and "State:\tZ" not in (path / "status").read_text()] == []
+        await container.stdin.send(b"\n")
+        with anyio.move_on_after(0.3) as scope:
+            await line(container)
+        assert scope.cancelled_caught, "the container went on"
+        await container.resume()
+        assert await line(container) == b"2"
 
 
 async def test_update(crungo: Crungo, busybox_reference: str) -> None:
