@@ -20,11 +20,12 @@ def main() -> NoReturn:
 
     ensure_standard_fds()  # first of all: what is opened next would take the place of one that is closed
     # Starting makes tens of thousands of objects that stay: looking through them for garbage finds none.
-    gc.set_threshold(50_000, 10, 10)
+    gc.set_threshold(100_000, 10, 10)
     # A command runs on asyncio. httpcore imports trio wherever it is installed, which takes longer than all of httpx.
     modules: dict[str, Any] = sys.modules
     modules.setdefault("trio", None)
     modules.setdefault("httpx._main", None)  # httpx's own command line, which brings click, rich and pygments
+    modules.setdefault("zstandard", None)  # for answers in a form that is never asked for; layers unpack elsewhere
     from crungo.cli.dispatch import main as dispatch  # `import crungo.__main__` costs nothing
 
     code = dispatch()

@@ -51,7 +51,7 @@ _ACCEPT = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
-_SCHEMA_1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1\+(?:json|prettyjws)")
+_SCHEMA_1 = r"application/vnd\.docker\.distribution\.manifest\.v1\+(?:json|prettyjws)"
 # What registries answer to a HEAD that they do not support. Not 400: so servers of TLS answer plain http.
 _NO_HEAD = frozenset({405, 501})
 
@@ -263,7 +263,7 @@ def _named(reference: Reference, wanted: str) -> str:
 
 
 def _refuse_schema_1(what: str, kind: str) -> None:
-    if _SCHEMA_1.fullmatch(kind):
+    if re.fullmatch(_SCHEMA_1, kind):
         raise ImageError(
             f"{what}: docker's image format schema 1 is not supported (obsolete since 2016)",
             hint="push the image again with a current tool",

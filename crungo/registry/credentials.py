@@ -25,7 +25,7 @@ __all__ = ["AuthFile", "Credential", "helper_name", "lookup_keys", "parse_auth_f
 
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 _DOCKER_HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
-_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HELPER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 TOKEN_USER = "<token>"  # noqa: S105 - the user name by which helpers mark a secret as an identity token
 
 
@@ -135,7 +135,7 @@ def helper_name(name: object, source: str) -> str:
     Raises:
         UsageError: it is not made of letters, digits, ``.``, ``_`` and ``-``.
     """
-    if not isinstance(name, str) or not _HELPER.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(_HELPER, name):
         raise UsageError(f"{source}: malformed name of a credential helper")
     return name
 

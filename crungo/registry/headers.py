@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ContentRange", "error_detail", "media_type", "next_page", "parse_content_range", "printable", "said_digest"]
 
-_RANGE = re.compile(r"bytes[ \t]+(?:(?P<first>[0-9]{1,19})-(?P<last>[0-9]{1,19})|\*)/(?:(?P<total>[0-9]{1,19})|\*)")
-_LINK = re.compile(r"<([^<>]*)>((?:[ \t]*;[^,;<>]*)*)")
-_NEXT = re.compile(
-    r""";[ \t]*rel[ \t]*=[ \t]*(?:next|"(?:[^"]*[ \t])?next(?:[ \t][^"]*)?")[ \t]*(?:;|$)""", re.IGNORECASE
-)
+_RANGE = r"bytes[ \t]+(?:(?P<first>[0-9]{1,19})-(?P<last>[0-9]{1,19})|\*)/(?:(?P<total>[0-9]{1,19})|\*)"
+_LINK = r"<([^<>]*)>((?:[ \t]*;[^,;<>]*)*)"
+_NEXT = r""";[ \t]*rel[ \t]*=[ \t]*(?:next|"(?:[^"]*[ \t])?next(?:[ \t][^"]*)?")[ \t]*(?:;|$)"""
 _LONGEST_DETAIL = 300
 
 
@@ -40,7 +38,7 @@ class ContentRange(Record):
 
 def parse_content_range(value: str | None) -> ContentRange | None:
     """Read a ``Content-Range`` header (RFC 9110, 14.4); None for an absent, malformed or contradictory one."""
-    match = _RANGE.fullmatch((value or "").strip())
+    match = re.fullmatch(_RANGE, (value or "").strip())
     if match is None:
         return None
     total = int(match["total"]) if match["total"] else None
@@ -55,8 +53,8 @@ def parse_content_range(value: str | None) -> ContentRange | None:
 def next_page(links: Iterable[str], *, base: str) -> str | None:
     """The absolute URL of the ``Link`` header (RFC 8288) whose relation is ``next``, resolved against ``base``."""
     for line in links:
-        for target, parameters in _LINK.findall(line[:8192]):
-            if _NEXT.search(parameters):
+        for target, parameters in re.findall(_LINK, line[:8192]):
+            if re.search(_NEXT, parameters, re.IGNORECASE):
                 try:
                     return urljoin(base, str(target))
                 except ValueError:

@@ -29,8 +29,9 @@ _DOCKER_HUB_NAMES = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?"
 _PATH = r"(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*"
-_LOCATION = re.compile(_HOST + _PATH)
-_PREFIX = re.compile(rf"(?:\*\.)?{_HOST}{_PATH}")
+# Patterns here and beside it are compiled when they are first used: most pulls use none of them.
+_LOCATION = _HOST + _PATH
+_PREFIX = rf"(?:\*\.)?{_HOST}{_PATH}"
 
 PullFrom = Literal["all", "digest-only", "tag-only"]
 _PULL_FROM: tuple[PullFrom, ...] = ("all", "digest-only", "tag-only")
@@ -171,11 +172,11 @@ def _registry(table: object, source: str) -> Registry:
     location = _typed(table, "location", str, "", source)
     prefix = _typed(table, "prefix", str, "", source) or location
     where = f"{source}: registry {prefix!r}"
-    if not _PREFIX.fullmatch(prefix):
+    if not re.fullmatch(_PREFIX, prefix):
         raise UsageError(f"{where}: prefix must be host[:port][/path] or *.domain, without a tag or digest")
     if not location and not prefix.startswith("*."):
         location = prefix
-    if location and not _LOCATION.fullmatch(location):
+    if location and not re.fullmatch(_LOCATION, location):
         raise UsageError(f"{where}: location {location!r} must be host[:port][/path]")
     digest_only = _typed(table, "mirror-by-digest-only", bool, False, where)
     return Registry(
@@ -194,7 +195,7 @@ def _mirror(table: object, where: str, default: PullFrom) -> Mirror:
     if not isinstance(table, dict):
         raise UsageError(f"{where}: mirror: must be a table")
     location = _typed(table, "location", str, "", where)
-    if not _LOCATION.fullmatch(location):
+    if not re.fullmatch(_LOCATION, location):
         raise UsageError(f"{where}: mirror location {location!r} must be host[:port][/path]")
     pull = _typed(table, "pull-from-mirror", str, "", where) or default
     if pull not in _PULL_FROM:

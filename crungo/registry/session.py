@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from crungo.errors import AuthenticationError, DigestMismatch, RegistryError
 from crungo.records import Record, field
-from crungo.registry.challenges import Challenge, parse_challenges
 from crungo.registry.failures import refused
 from crungo.registry.retry import Backoff, chain, is_transient
 from crungo.registry.wire import Outgoing, Wire
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from crungo.registry.answer import Answer
+    from crungo.registry.challenges import Challenge
     from crungo.registry.hosts import Endpoint
     from crungo.registry.tokens import Tokens
 
@@ -111,6 +111,8 @@ class Session:
         answer = await self._send(endpoint, ask, header)
         try:
             if answer.status == 401 and not answer.foreign:
+                from crungo.registry.challenges import parse_challenges
+
                 challenges = parse_challenges(answer.headers.get_list("www-authenticate"))
                 if challenges:
                     await answer.aclose()

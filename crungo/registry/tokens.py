@@ -16,11 +16,11 @@ import anyio
 
 from crungo.errors import AuthenticationError
 from crungo.records import Record
-from crungo.registry.auth import Authorization, TokenAnswer, TokenFlow, authorize, pull_scope
 from crungo.registry.credentials import Credential
 from crungo.registry.wire import Outgoing, Wire
 
 if TYPE_CHECKING:
+    from crungo.registry.auth import Authorization, TokenFlow
     from crungo.registry.challenges import Challenge
     from crungo.registry.hosts import Endpoint
 
@@ -75,6 +75,8 @@ class Tokens:
             AuthenticationError: credentials are missing or refused.
             RegistryError: the token server could not be reached, or failed.
         """
+        from crungo.registry.auth import authorize, pull_scope  # only where a registry asks for it
+
         key = _key(endpoint)
         async with self._locks[key]:
             held = self._held.get(key)
@@ -108,6 +110,8 @@ class Tokens:
 
     async def _converse(self, flow: TokenFlow, endpoint: Endpoint, what: str) -> Authorization:
         """Make the requests that ``flow`` asks for."""
+        from crungo.registry.auth import TokenAnswer
+
         name = urlsplit(endpoint.base_url).hostname
         answer: TokenAnswer | None = None
         while True:
