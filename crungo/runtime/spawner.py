@@ -81,7 +81,6 @@ class Spawner:
                     handler()
             self._reap_orphans()
         remove_tree(self.places.work)
-        _reap_group()
         if not self._orderly:
             self._sweep_store()
 
@@ -257,15 +256,6 @@ def _prepare_unpacking() -> None:
     unpack.prepare()
     gc.collect()
     gc.freeze()
-
-
-def _reap_group() -> None:
-    """Wait for what ``crungo-isolate`` left to wait for the kernel, which may take longer than all that was asked."""
-    try:
-        while True:
-            os.waitpid(0, 0)
-    except ChildProcessError:
-        pass
 
 
 def _drain(fd: int) -> None:

@@ -8,8 +8,6 @@
  * mounted before it is started: a process keeps what it was started from. A program of its own does this because an
  * interpreter, started for this alone, takes fifteen times as long.
  *
- * Meanwhile the kernel is made ready to move processes between cgroups: see prepare_cgroups.
- *
  * A failure is told on descriptor 3, the control socket, in the form of runtime/wire.py.
  */
 
@@ -18,13 +16,11 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -130,42 +126,6 @@ make_cgroups_v1 (void)
   mount_or_fail (UNIFIED, CGROUPS, NULL, MS_MOVE, NULL);
 }
 
-/* Move a process of ours to the cgroup that it is in.
- *
- * That changes nothing. But before the first move after a while the kernel waits for all of its processors to have seen
- * that there will be one (rcu_sync), for ten milliseconds or so, and the next moves are free. Asked for now, it waits
- * while the interpreter starts, and not while the first container does. What fails here is of no matter. */
-static void
-prepare_cgroups (void)
-{
-  static const char *const hierarchies[] = { CGROUPS "/pids", CGROUPS };
-  char line[PATH_MAX], path[PATH_MAX + 64];
-
-  pid_t child = fork ();
-  if (child != 0)
-    return;
-  prctl (PR_SET_PDEATHSIG, SIGKILL);
-  close (CONTROL_FD);
-  FILE *file = fopen ("/proc/self/cgroup", "re");
-  while (file != NULL && fgets (line, sizeof line, file) != NULL)
-    {
-      const char *controllers = strchr (line, ':');
-      char *group = controllers == NULL ? NULL : strchr (controllers + 1, ':');
-      if (group == NULL)
-        continue;
-      *group++ = '\0';
-      group[strcspn (group, "\n")] = '\0';
-      int v2 = strcmp (controllers, ":") == 0;
-      if (!v2 && strcmp (controllers, ":pids") != 0)
-        continue;
-      snprintf (path, sizeof path, "%s%s/cgroup.procs", hierarchies[v2], group);
-      int fd = open (path, O_WRONLY | O_CLOEXEC);
-      if (fd >= 0 && write (fd, "0", 1) == 1)
-        break;
-    }
-  _exit (0);
-}
-
 int
 main (int argc, char **argv)
 {
@@ -189,7 +149,6 @@ main (int argc, char **argv)
     make_cgroups_v1 ();
   mount_or_fail (interpreter, interpreter, NULL, MS_BIND, NULL);
   mount_or_fail ("none", interpreter, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL);
-  prepare_cgroups ();
   execv (argv[2], argv + 2);
   fail ("start", argv[2]);
 }
