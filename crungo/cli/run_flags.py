@@ -100,7 +100,13 @@ FLAGS = (
     Flag(name="--label", short="-l", kind="list", metavar="KEY[=VALUE]", panel=_CONTAINER, help="Set a label."),
     Flag(name="--label-file", kind="list", metavar="FILE", panel=_CONTAINER, help="Set the labels of a file."),
     Flag(name="--cidfile", metavar="FILE", panel=_CONTAINER, help="Write the container's id to a new file."),
-    Flag(name="--rm", kind="switch", panel=_CONTAINER, help="Accepted: a container is always removed at its end."),
+    Flag(
+        name="--rm",
+        kind="switch",
+        default=True,
+        panel=_CONTAINER,
+        help="Accepted: a container is always removed at its end.",
+    ),
     Flag(name="--crun-debug", kind="switch", panel=_CONTAINER, help="Show libcrun's debug log on stderr."),
     Flag(
         name="--pull",

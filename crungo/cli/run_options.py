@@ -65,12 +65,11 @@ class Surroundings(Record):
 class RunOptions(Record):
     """What ``crungo run`` is asked to do: the container, and how to attend to it.
 
-    ``rm`` changes nothing: a container is always gone when it ends. ``cidfile`` is a path to write the id to;
+    ``cidfile`` is a path to write the id to;
     ``sig_proxy`` sends signals on; ``quiet`` shows no progress; ``crun_debug`` brings libcrun's log to stderr.
     """
 
     config: ContainerConfig
-    rm: bool = True
     cidfile: str | None = None
     sig_proxy: bool = True
     quiet: bool = False
@@ -107,12 +106,13 @@ def to_options(parsed: Parsed, around: Surroundings, *, debug: bool = False) -> 
     Raises:
         UsageError: a value is malformed, or two contradict each other.
     """
+    if not parsed.switch("rm"):
+        raise UsageError("--rm=false is not supported: a container is always removed at its end")
     cidfile = parsed.text("cidfile")
     if cidfile == "":
         raise UsageError("--cidfile: the path is empty")
     return RunOptions(
         config=to_config(parsed, around),
-        rm=parsed.switch("rm"),
         cidfile=cidfile,
         sig_proxy=parsed.switch("sig_proxy"),
         quiet=parsed.switch("quiet"),

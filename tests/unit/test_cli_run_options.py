@@ -37,7 +37,7 @@ def config(*words: str) -> ContainerConfig:
 
 
 def test_nothing_but_an_image() -> None:
-    assert options("alpine") == RunOptions(config=ContainerConfig(image="alpine"), rm=False)
+    assert options("alpine") == RunOptions(config=ContainerConfig(image="alpine"))
 
 
 def test_the_command_keeps_its_dashes() -> None:
@@ -118,8 +118,10 @@ def test_flags_of_the_container(words: list[str], field: str, expected: Any) -> 
 
 def test_flags_of_the_run() -> None:
     given = options("--rm", "--cidfile", "c", "--sig-proxy=false", "-q", "--crun-debug", "x")
-    assert (given.rm, given.cidfile, given.sig_proxy, given.quiet, given.crun_debug) == (True, "c", False, True, True)
-    assert options("--quiet=false", "--rm=false", "x") == RunOptions(config=ContainerConfig(image="x"), rm=False)
+    assert (given.cidfile, given.sig_proxy, given.quiet, given.crun_debug) == ("c", False, True, True)
+    assert options("--quiet=false", "--rm=true", "x") == RunOptions(config=ContainerConfig(image="x"))
+    with pytest.raises(UsageError, match="--rm=false is not supported: a container is always removed"):
+        options("--rm=false", "x")
 
 
 def test_a_root_file_system_in_place_of_an_image() -> None:
