@@ -152,11 +152,12 @@ class _Check(Record):
                 ) as unpacking:
                     await unpacking.advance(descriptor.size)
                     unpacked = await unpacking.finish(descriptor.size)
+                found = await anyio.to_thread.run_sync(hash_file, fd, descriptor.digest)
             except LayerError as error:
                 return [Problem(kind="layer", what=diff_id, message=error.message)]
             finally:
                 os.close(fd)
-            if (unpacked.digest, unpacked.diff_id) != (descriptor.digest, diff_id):
+            if (found, unpacked.diff_id) != ((descriptor.digest, descriptor.size), diff_id):
                 return [Problem(kind="layer", what=diff_id, message=f"its blob unpacks to {unpacked.diff_id}")]
             wrong = ["is missing"]
             if os.path.isdir(layers.path(diff_id)):  # noqa: ASYNC240 - one stat

@@ -29,13 +29,11 @@ _MOST_BLOBS = 100  # that a record names
 
 
 class Unpacked(Record):
-    """What was unpacked: digest and size of the archive as it came, diff id and size of the tar, number of entries.
+    """What was unpacked, by the word of the unpacker: diff id and size of the tar, number of entries.
 
     ``opaque``: the layer hides all layers below it, by a mark on its root, where overlay does not look.
     """
 
-    digest: str
-    size: int
     diff_id: str
     unpacked_size: int
     entries: int

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import anyio
 import anyio.to_thread
 
 from crungo.errors import DigestMismatch, ImageError, LayerError, StoreError
 from crungo.image.blobs import hash_file
-from crungo.image.digest import algorithm_of
 from crungo.records import Record
 from crungo.registry.download import Download
+from crungo.registry.groups import single_failure
+from crungo.registry.growinghash import GrowingHash
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -129,11 +131,9 @@ class LayerPull(Record):
         fd = blobs.open(layer.digest)
         try:
             try:
-                async with self._unpacking(fd, staging) as unpacking:
-                    unpacked = await unpacking.finish(layer.size)
-                good = await self._is_right(fd, unpacked)
+                unpacked, good = await self._unpack_file(fd, staging)
             except LayerError:
-                if await self._is_right(fd, None):
+                if await self._is_right(fd):
                     raise
                 good = False
         finally:
@@ -149,11 +149,11 @@ class LayerPull(Record):
     async def _fetch_only(self) -> None:
         async with self.store.blobs.part(self.layer.digest, self.layer.size) as part:
             if part is not None:
-                await self._verified(part, lambda: self._download(part), None)
+                await self._verified(part, lambda: self._fetch_part(part), None)
                 part.commit()
 
     async def _verified(
-        self, part: Part, attempt: Callable[[], Awaitable[Unpacked | None]], staging: Staging | None
+        self, part: Part, attempt: Callable[[], Awaitable[tuple[Unpacked | None, bool]]], staging: Staging | None
     ) -> Unpacked | None:
         """Attempt it once, and once more from nothing when the bytes were wrong.
 
@@ -162,13 +162,13 @@ class LayerPull(Record):
         """
         for last in (False, True):
             try:
-                unpacked = await attempt()
-                if await self._is_right(part.fd, unpacked):
+                unpacked, good = await attempt()
+                if good:
                     return unpacked
             except LayerError:
                 # Is the archive bad, or only what came of it? That takes the rest of it to know.
                 await self._download(part)
-                if await self._is_right(part.fd, None):
+                if await self._is_right(part.fd):
                     part.restart()
                     raise
             except ImageError:
@@ -183,19 +183,44 @@ class LayerPull(Record):
             f"layer {self.layer.digest}: what {self.reference.registry} sends is not what its digest says"
         )
 
-    async def _unpack_part(self, part: Part, staging: Staging) -> Unpacked:
+    async def _fetch_part(self, part: Part) -> tuple[None, bool]:
+        await self._download(part)
+        return None, await self._is_right(part.fd)
+
+    async def _unpack_part(self, part: Part, staging: Staging) -> tuple[Unpacked | None, bool]:
         fd = part.reader()
-        small = self.layer.size <= _SMALL
         try:
-            if small:
-                await self._download(part)
+            if self.layer.size > _SMALL:
+                return await self._unpack_file(fd, staging, part)
+            await self._download(part)
+            if hash_file(fd, self.layer.digest) != (self.layer.digest, self.layer.size):
+                return None, False
+            self.tracker.at("extracting", self.layer.size)
             async with self._unpacking(fd, staging) as unpacking:
-                if not small:
-                    await self._download(part, unpacking.advance)
-                self.tracker.at("extracting", self.layer.size)
-                return await unpacking.finish(self.layer.size)
+                return await unpacking.finish(self.layer.size), True
         finally:
             os.close(fd)
+
+    async def _unpack_file(self, fd: int, staging: Staging, part: Part | None = None) -> tuple[Unpacked, bool]:
+        """Unpack a file while it is downloaded into its part, or one that is complete; and whether it is the blob.
+
+        That is seen here and not by the unpacker, which might have been taken over by just those bytes that are wrong.
+        """
+        layer, seen = self.layer, GrowingHash(fd, self.layer.digest)
+        with single_failure():
+            async with anyio.create_task_group() as group, self._unpacking(fd, staging) as unpacking:
+                group.start_soon(seen.run)
+                if part is not None:
+
+                    async def available(length: int) -> None:
+                        seen.advance(length)
+                        await unpacking.advance(length)
+
+                    await self._download(part, available)
+                    self.tracker.at("extracting", layer.size)
+                seen.advance(layer.size, ended=True)
+                unpacked = await unpacking.finish(layer.size)
+        return unpacked, seen.found() == (layer.digest, layer.size)
 
     async def _download(self, part: Part, available: Callable[[int], Awaitable[None]] | None = None) -> None:
         assert self.client is not None
@@ -213,10 +238,8 @@ class LayerPull(Record):
     def _unpacking(self, fd: int, staging: Staging) -> AbstractAsyncContextManager[Unpacking]:
         return self.unpacker.unpack(fd, staging.directory, media_type=self.layer.media_type, limit=self.limit)
 
-    async def _is_right(self, fd: int, unpacked: Unpacked | None) -> bool:
-        """Whether the file is the blob that the manifest names. What the unpacker found is taken, where it did."""
-        if unpacked is not None and algorithm_of(self.layer.digest) == "sha256":
-            return (unpacked.digest, unpacked.size) == (self.layer.digest, self.layer.size)
+    async def _is_right(self, fd: int) -> bool:
+        """Whether the file is the blob that the manifest names."""
         found = await anyio.to_thread.run_sync(hash_file, fd, self.layer.digest)
         return found == (self.layer.digest, self.layer.size)
 

@@ -2,7 +2,7 @@
 
 The blob is a file that may still be growing; messages on the channel say how far it may be read. What is sent back is
 one message of text (``wire.send_text``), because the archive might take this process over. One thread
-decompresses it, a second hashes its bytes and those of the tar stream, and libarchive (native/unpack.c) makes the files
+decompresses it, a second hashes the tar stream, and libarchive (native/unpack.c) makes the files
 in the main thread, all at once: none of them holds the interpreter's lock for long. A fourth waits for messages. For
 a small blob that is complete, one does it all.
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     CData = Any  # a pointer of cffi's
-    _Hash = hashlib._Hash
 
 __all__ = ["prepare", "run"]
 
@@ -64,8 +63,8 @@ def run(blob_fd: int, directory_fd: int, channel: _socket.socket, *, limit: int,
     ``{"available": n}``, the first n bytes of the file are valid; ``{"end": n}``, and it has no more. The closing of
     the other end of the channel ends the process at once, unless it is one thread's and at work. Message out, one of
 
-    * ``{"event": "unpacked", "digest", "size", "diff_id", "unpacked_size", "entries", "opaque"}``: sha256 digests and
-      sizes in bytes of the blob and of the tar stream; ``opaque``: 1 where the layer hides all layers below it;
+    * ``{"event": "unpacked", "diff_id", "unpacked_size", "entries", "opaque"}``: sha256 digest and size in bytes of the
+      tar stream (the blob's is not for this process to say); ``opaque``: 1 where the layer hides all layers below it;
     * ``{"event": "error", "message", "errno"}``: ``errno`` is not 0 where the system failed rather than the archive.
 
     ``limit`` is the largest tar stream, in bytes. ``user_xattrs``: overlay's marks are ``user.`` attributes, as it
@@ -96,8 +95,6 @@ def _unpack(blob: _Blob, directory_fd: int, limit: int, user_xattrs: bool) -> di
         pass
     return {
         "event": "unpacked",
-        "digest": f"sha256:{stream.blob_hash.hexdigest()}",
-        "size": blob.read_bytes,
         "diff_id": f"sha256:{stream.hash.hexdigest()}",
         "unpacked_size": stream.size,
         "entries": entries,
@@ -196,10 +193,9 @@ class _Pipe:
 
 
 class _Stream:
-    """The tar stream in pieces, with its digest and that of the blob: by one of two ways, to be taken once."""
+    """The tar stream in pieces, with its digest: by one of two ways, to be taken once."""
 
     def __init__(self, blob: _Blob, limit: int) -> None:
-        self.blob_hash = hashlib.sha256()
         self.hash = hashlib.sha256()
         self.size = 0
         self._blob = blob
@@ -208,41 +204,20 @@ class _Stream:
     def alone(self) -> Iterator[bytes]:
         """All is done by who takes the pieces."""
 
-        def read(n: int) -> bytes:
-            data = self._blob.read(n)
-            self.blob_hash.update(data)
-            return data
+        return self._hash(decompress.tar_stream(self._blob.read, limit=self._limit, piece=SMALL_PIECE))
 
-        for piece in decompress.tar_stream(read, limit=self._limit, piece=SMALL_PIECE):
+    def ahead(self) -> Iterator[bytes]:
+        """One thread decompresses and a second hashes, a few pieces ahead of who takes them."""
+        to_hash, hashed = _Pipe(DEPTH), _Pipe(DEPTH)
+        _thread.start_new_thread(_pour, (decompress.tar_stream(self._blob.read, limit=self._limit), to_hash))
+        _thread.start_new_thread(_pour, (self._hash(_taken(to_hash)), hashed))
+        return _taken(hashed)
+
+    def _hash(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
             self.hash.update(piece)
             self.size += len(piece)
             yield piece
-
-    def ahead(self) -> Iterator[bytes]:
-        """One thread decompresses and a second hashes, a few pieces ahead of who takes them.
-
-        The second hashes the blob's bytes, too, since decompression is what takes longest.
-        """
-        to_hash, hashed = _Pipe(2 * DEPTH), _Pipe(DEPTH)
-        _thread.start_new_thread(_pour, (self._decompress(to_hash), to_hash))
-        _thread.start_new_thread(_pour, (self._hash(to_hash), hashed))
-        return _taken(hashed)
-
-    def _decompress(self, to_hash: _Pipe) -> Iterator[tuple[_Hash, bytes]]:
-        def read(n: int) -> bytes:
-            data = self._blob.read(n)
-            to_hash.put((self.blob_hash, data))
-            return data
-
-        for piece in decompress.tar_stream(read, limit=self._limit):
-            yield self.hash, piece
-
-    def _hash(self, to_hash: _Pipe) -> Iterator[bytes]:
-        for digest, data in _taken(to_hash):
-            digest.update(data)
-            if digest is self.hash:
-                self.size += len(data)
-                yield data
 
 
 def _pour(pieces: Iterator[Any], sink: _Pipe) -> None:

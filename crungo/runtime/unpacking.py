@@ -83,19 +83,12 @@ class ChannelUnpacking:
 
 
 def _unpacked(message: dict[str, int | str]) -> Unpacked:
-    digests = [str(message.get(name)) for name in ("digest", "diff_id")]
-    numbers = [message.get(name) for name in ("size", "unpacked_size", "entries", "opaque")]
+    diff_id = str(message.get("diff_id"))
+    numbers = [message.get(name) for name in ("unpacked_size", "entries", "opaque")]
     checked = [number for number in numbers if isinstance(number, int) and number >= 0]
-    if len(checked) < len(numbers) or not all(map(is_digest, digests)):
+    if len(checked) < len(numbers) or not is_digest(diff_id):
         raise LayerError("layer: its unpacker sent nonsense")
-    return Unpacked(
-        digest=digests[0],
-        diff_id=digests[1],
-        size=checked[0],
-        unpacked_size=checked[1],
-        entries=checked[2],
-        opaque=bool(checked[3]),
-    )
+    return Unpacked(diff_id=diff_id, unpacked_size=checked[0], entries=checked[1], opaque=bool(checked[2]))
 
 
 def _error(message: dict[str, int | str]) -> CrungoError:

@@ -55,8 +55,6 @@ class PyUnpacking:
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise LayerError(f"layer: {error}") from error
         return Unpacked(
-            digest="sha256:" + hashlib.sha256(blob).hexdigest(),
-            size=size,
             diff_id="sha256:" + hashlib.sha256(tar).hexdigest(),
             unpacked_size=len(tar),
             entries=entries,

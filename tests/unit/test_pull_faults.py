@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import anyio.to_thread
 import pytest
 
 from crungo.errors import CrungoError, DigestMismatch, ImageError, LayerError, RegistryError
+from crungo.image.layers import Unpacked
 from crungo.image.store import Store
 from crungo.registry import download
 from crungo.registry.client import RegistryClient
@@ -127,6 +129,38 @@ async def test_ranges_ignored_on_resume(registry: FakeRegistry, client: Registry
         source, lambda request: Fault(after=200_000 if request.number == 0 else None, ignore_range=True)
     )
     await get(text, make_store(tmp_path), client)
+
+
+class _Liar:
+    """An unpacker that says what was hoped for, whatever it was given."""
+
+    def __init__(self, diff_id: str) -> None:
+        self._diff_id = diff_id
+
+    @asynccontextmanager
+    async def unpack(self, blob_fd: int, directory: str, *, media_type: str, limit: int) -> AsyncIterator[_Liar]:
+        yield self
+
+    async def advance(self, available: int) -> None:
+        pass
+
+    async def finish(self, size: int) -> Unpacked:
+        return Unpacked(diff_id=self._diff_id, unpacked_size=size, entries=1)
+
+
+@pytest.mark.parametrize("size", [20_000, 2_000_000])
+async def test_an_unpacker_does_not_vouch_for_the_blob(
+    size: int, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    """It reads bytes that were not verified yet: they might have taken it over."""
+    source = layered(size)
+    text = registry.add(source)
+    registry.faults = on(source, lambda _: Fault(corrupt=15_000))
+    [diff_id] = json.loads(source.blobs[source.document["config"]["digest"]])["rootfs"]["diff_ids"]
+    store = make_store(tmp_path)
+    with pytest.raises(DigestMismatch, match="is not what its digest says"):
+        await get(text, store, client, unpacker=_Liar(diff_id))
+    assert store.layers.names() == store.blobs.names() == []
 
 
 @pytest.fixture
@@ -367,6 +401,7 @@ async def test_index_within_indexes(registry: FakeRegistry, client: RegistryClie
 KILLED = """
 import sys, anyio
 from crungo.image.reference import Reference
+from crungo.image.layers import Unpacked
 from crungo.image.store import Store
 from crungo.paths import Roots
 from crungo.registry.client import RegistryClient
