@@ -26,10 +26,12 @@ _HOLDER = "# "
 
 
 class Lease:
-    """A claim on content, until it is closed. The store's lock must be held while it is made.
+    """A claim on content, until it is closed or forgotten. The store's lock must be held while it is made.
 
     ``holder`` says in words who uses the content; a claim without one only keeps it, as a pull does.
     """
+
+    _fd = -1
 
     def __init__(self, layout: Layout, digests: Iterable[str], holder: str = "") -> None:
         self._path = f"{layout.leases}/{secrets.token_hex(8)}"
@@ -49,6 +51,10 @@ class Lease:
                 os.unlink(self._path)
             os.close(self._fd)
             self._fd = -1
+
+    def __del__(self) -> None:
+        # Whoever had it made in a thread may have been cancelled before it came: nobody else knows of it.
+        self.close()
 
     def __enter__(self) -> Lease:
         return self

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 from crungo.errors import ImageInUse, ImageNotKnown, StoreError, UsageError
 from crungo.image import locks
 from crungo.image.check import check
+from crungo.image.leases import Lease
 from crungo.image.locks import is_current, lock, open_locked, try_lock
 from crungo.image.manifest import Descriptor
 from crungo.image.platform import Platform
@@ -26,6 +29,7 @@ from crungo.image.refs import RefRecord
 from crungo.image.store import Image, Store
 from crungo.image.trees import differences, dispose, entries, remove_tree, tree_size
 from crungo.image.usage import prune, usage
+from tests.support.events import wait_until
 from tests.support.image import Image as Source
 from tests.support.image import Layer, make_image
 from tests.support.pyunpacker import PyUnpacker
@@ -212,7 +216,8 @@ class TestRemoval:
         image = await put(store, make("1"), "one")
         script = (
             "import os, sys; from crungo.image.store import Store; from crungo.paths import Roots\n"
-            "store = Store(Roots(root=sys.argv[1], run='/nowhere')); store.hold(store.image('one')); os._exit(0)"
+            "store = Store(Roots(root=sys.argv[1], run='/nowhere'))\n"
+            "lease = store.hold(store.image('one')); os._exit(0)"
         )
         command = [sys.executable, "-c", script, store.layout.root]
         await anyio.run_process(command, cwd=Path(__file__).parents[2])
@@ -513,3 +518,29 @@ def test_differences(tree: Path, tmp_path: Path) -> None:
     found = differences(str(tree), str(other))
     assert found == ["'/c': differs in target, time", "'/d': should not be there", "'/e\\n': is missing"]
     assert differences(str(tree), str(other), most=1) == found[:1]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_a_lease_that_nobody_waits_for_any_more(tmp_path: Path) -> None:
+    """asyncio's own cancelling, as by Ctrl-C, takes no notice of a shield: the thread's result is lost."""
+    store = make_store(tmp_path)
+    store.layout.create()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work() -> Lease:
+        lease = store.lease([])
+        begun.set()
+        may_end.wait(10)
+        return lease
+
+    task = asyncio.ensure_future(anyio.to_thread.run_sync(work))
+    await anyio.to_thread.run_sync(begun.wait)
+    assert len(os.listdir(store.layout.leases)) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    may_end.set()
+    leases = store.layout.leases
+    # The thread ends, and drops it.
+    await anyio.to_thread.run_sync(lambda: wait_until(lambda: not os.listdir(leases), folders=[leases]))
