@@ -18,8 +18,6 @@ import os
 from crungo.errors import ContainerError, NameInUse
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["Budget", "Claim", "Overrun", "Places", "remove_tree"]
 
@@ -65,16 +63,21 @@ class Places:
                 raise
         return claim
 
-    def leftovers(self) -> Iterator[Claim]:
-        """Containers whose owner is gone, locked for the caller to remove."""
+    def leftovers(self) -> list[Claim]:
+        """Containers whose owner is gone, locked for the caller to remove; their names are free already."""
         folder = _lock_folder(self.containers, fcntl.LOCK_EX)
         try:
-            locks = {identifier: _lock(f"{self.containers}/{identifier}") for identifier in os.listdir(self.containers)}
+            # Who wants such a name finds it free, or its holder not yet locked by us.
+            names = _lock_folder(self.names, fcntl.LOCK_EX)
+            try:
+                locks = {name: _lock(f"{self.containers}/{name}") for name in os.listdir(self.containers)}
+                claims = [Claim(self, name, None, lock) for name, lock in locks.items() if lock is not None]
+                self._free_names({claim.identifier for claim in claims})
+            finally:
+                os.close(names)
         finally:
             os.close(folder)
-        for identifier, lock in locks.items():
-            if lock is not None:
-                yield Claim(self, identifier, self._name_of(identifier), lock)
+        return claims
 
     def make_work(self) -> None:
         """Make a folder for what lasts no longer than the calling process; ``work`` is its path from now on."""
@@ -121,11 +124,11 @@ class Places:
         finally:
             os.close(folder)
 
-    def _name_of(self, identifier: str) -> str | None:
-        for name in os.listdir(self.names):
-            if _link_target(f"{self.names}/{name}") == identifier:
-                return name
-        return None
+    def _free_names(self, identifiers: set[str]) -> None:
+        """Free the names of these containers; the lock of their folder must be held."""
+        for name in os.listdir(self.names) if identifiers else ():
+            if _link_target(f"{self.names}/{name}") in identifiers:
+                os.unlink(f"{self.names}/{name}")
 
 
 class Claim:
