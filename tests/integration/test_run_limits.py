@@ -114,7 +114,7 @@ def test_a_fork_bomb(crungo: Crungo, busybox_reference: str) -> None:
     """It runs until the kernel has refused it a process; the shell that waits for that only uses what is built in."""
     file = "pids.events" if UNIFIED else "pids/pids.events"
     wait = f"while read -r _ refused < /sys/fs/cgroup/{file} && [ $refused = 0 ]; do :; done; echo $refused"
-    script = f"bomb() {{ bomb | bomb & }}; bomb; {wait}"
+    script = f"bomb() {{ bomb | bomb & }}; (bomb) & {wait}"
     done = crungo("run", "--init", "--pids-limit", "20", busybox_reference, "sh", "-c", script, check=0)
     assert int(done.stdout) > 0
 
