@@ -18,7 +18,6 @@ from crungo.image.platform import Platform
 from crungo.image.refs import RefRecord, stored_name
 from crungo.records import Record
 from crungo.registry.groups import single_failure
-from crungo.registry.layerpull import LayerPull
 from crungo.registry.progress import ImageDone, ImageResolved, Tracker
 from crungo.registry.resolve import Resolved, resolve
 from crungo.registry.retry import RetryPolicy
@@ -185,6 +184,8 @@ class _Pull(Record):
 
     async def _layers(self, manifest: Manifest, config: ImageConfig, client: RegistryClient | None) -> None:
         """All layers at once, the largest first: what takes longest should not begin last."""
+        from crungo.registry.layerpull import LayerPull  # most pulls find that nothing has changed
+
         pairs = dict.fromkeys(zip(manifest.layers, config.diff_ids, strict=True))
         connections = anyio.Semaphore(self.limits.connections)
         places = anyio.Semaphore(self.limits.layers)
