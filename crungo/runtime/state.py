@@ -47,6 +47,8 @@ class Places:
         try:
             os.mkdir(directory, 0o700)
             lock = _lock(directory)
+            if lock is None:
+                os.rmdir(directory)
         except FileExistsError:
             raise ContainerError(f"container {identifier}: the id is taken") from None
         finally:

@@ -59,10 +59,17 @@ class Task:
         self.settle()
 
     def launch(self, start: Start, fds: list[int]) -> None:
-        """Fork the child that makes the process.
+        """Fork the child that makes the process; where that fails, the owner is told, and ends the task.
 
         ``fds``: its standard streams, what brings its command (anything where nothing does) and, perhaps, its log.
         """
+        try:
+            self._fork(start, fds)
+        except Exception as error:
+            self.working = False
+            self._fail(child.failure(error))
+
+    def _fork(self, start: Start, fds: list[int]) -> None:
         ours, theirs = wire.pair()
         self.status, status = os.pipe2(os.O_CLOEXEC)
 
@@ -82,6 +89,9 @@ class Task:
             self.spawner.start(start, [*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]], ended)
             self.report = ours
             self.spawner.watch(ours.fileno(), self.read_report)
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
             os.close(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from anyio import to_thread
 
 from crungo import Engine
 from crungo.config import Mount
-from crungo.errors import SpawnerDied
+from crungo.errors import CrungoError, SpawnerDied
 from tests.support.command import Crungo
 from tests.support.events import wait_for_exit, wait_until
 from tests.support.image import Layer, make_image
@@ -164,6 +165,27 @@ async def test_a_spawner_killed_while_it_executes(crungo: Crungo, busybox_refere
                                 break
                     await container.wait()
     assert not list(crungo.run.glob("work-*"))
+    assert not os.listdir(crungo.root / "containers")
+
+
+@both
+async def test_a_spawner_that_can_start_no_child(crungo: Crungo, busybox_reference: str, anyio_backend: str) -> None:
+    """Wherever in a start it has no descriptor left, that start fails, the next works, and it ends with its engine."""
+    async with engine_of(crungo) as engine:
+        await engine.run(busybox_reference, ["true"])
+        pid = engine.spawner.pid
+        usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        taken = len(os.listdir(f"/proc/{pid}/fd"))
+        refused = 0
+        for more in range(6, 16):  # a request brings five
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + more, usual[1]))
+            try:
+                await engine.run(busybox_reference, ["true"])
+            except CrungoError:
+                refused += 1
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+        assert refused > 2
+        assert (await engine.run(busybox_reference, ["true"])).returncode == 0
     assert not os.listdir(crungo.root / "containers")
 
 
