@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Problem", "check"]
 
 InUse = Callable[[str], bool]
+Layers = dict[str, tuple["Descriptor", str]]
+"""By the digests of their blobs: what the manifest and what the configuration say of them."""
 
 
 class Problem(Record):
@@ -53,7 +55,7 @@ async def check(
 ) -> list[Problem]:
     """Look at everything; may take as long as reading all blobs and unpacking all layers does.
 
-    Without an ``unpacker``, layers are only looked for. ``in_use`` says whether containers use the layer of a diff id.
+    Without an ``unpacker``, layers are only looked for. ``in_use`` says whether containers use the layer of a blob.
 
     Raises:
         StoreError, OSError: the store cannot be read.
@@ -75,11 +77,11 @@ class _Check(Record):
         found = await anyio.to_thread.run_sync(self._names)
         blobs, bad = await self._blobs()
         found += blobs
-        layers: dict[str, Descriptor] = {}
+        layers: Layers = {}
         for record in self.store.refs.all():
             found += await anyio.to_thread.run_sync(self._image, record, bad, layers)
-        for diff_id, descriptor in layers.items():
-            found += await self._layer(diff_id, descriptor)
+        for descriptor, diff_id in layers.values():
+            found += await self._layer(descriptor, diff_id)
         return found
 
     def _names(self) -> list[Problem]:
@@ -115,7 +117,7 @@ class _Check(Record):
         finally:
             os.close(fd)
 
-    def _image(self, record: RefRecord, bad: set[str], layers: dict[str, Descriptor]) -> list[Problem]:
+    def _image(self, record: RefRecord, bad: set[str], layers: Layers) -> list[Problem]:
         name = str(record.reference) if record.reference is not None else record.image_id
         try:
             manifest, config = documents(self.store.blobs, record)
@@ -126,7 +128,9 @@ class _Check(Record):
                     self.store.refs.discard(record)
                     self.store.refs.write_index()
             return [Problem(kind="image", what=name, message=error.message, mended=self.repair)]
-        layers.update(zip(config.diff_ids, manifest.layers, strict=True))
+        layers.update(
+            (layer.digest, (layer, diff_id)) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
+        )
         return [
             Problem(
                 kind="image",
@@ -137,44 +141,44 @@ class _Check(Record):
             if layer.digest not in bad and not self.store.blobs.has(layer.digest, layer.size)
         ]
 
-    async def _layer(self, diff_id: str, descriptor: Descriptor) -> list[Problem]:
+    async def _layer(self, descriptor: Descriptor, diff_id: str) -> list[Problem]:
         """Unpack the layer's blob once more, and compare."""
-        layers, blobs = self.store.layers, self.store.blobs
-        there = layers.trusted(diff_id)
-        if self.unpacker is None or not blobs.has(descriptor.digest, descriptor.size):
+        layers, blobs, digest = self.store.layers, self.store.blobs, descriptor.digest
+        there = layers.trusted(digest, diff_id)
+        if self.unpacker is None or not blobs.has(digest, descriptor.size):
             message = "is missing, or was not synced before the machine restarted"
-            return [] if there else [Problem(kind="layer", what=diff_id, message=message)]
-        async with layers.staging(diff_id) as staging:
-            fd = blobs.open(descriptor.digest)
+            return [] if there else [Problem(kind="layer", what=digest, message=message)]
+        async with layers.staging(digest) as staging:
+            fd = blobs.open(digest)
             try:
                 async with self.unpacker.unpack(
                     fd, staging.directory, media_type=descriptor.media_type, limit=self.limit
                 ) as unpacking:
                     await unpacking.advance(descriptor.size)
                     unpacked = await unpacking.finish(descriptor.size)
-                found = await anyio.to_thread.run_sync(hash_file, fd, descriptor.digest)
+                found = await anyio.to_thread.run_sync(hash_file, fd, digest)
             except LayerError as error:
-                return [Problem(kind="layer", what=diff_id, message=error.message)]
+                return [Problem(kind="layer", what=digest, message=error.message)]
             finally:
                 os.close(fd)
-            if (found, unpacked.diff_id) != ((descriptor.digest, descriptor.size), diff_id):
-                return [Problem(kind="layer", what=diff_id, message=f"its blob unpacks to {unpacked.diff_id}")]
+            if (found, unpacked.diff_id) != ((digest, descriptor.size), diff_id):
+                return [Problem(kind="layer", what=digest, message=f"its blob unpacks to {unpacked.diff_id}")]
             wrong = ["is missing"]
-            if os.path.isdir(layers.path(diff_id)):  # noqa: ASYNC240 - one stat
-                wrong = await anyio.to_thread.run_sync(differences, layers.path(diff_id), staging.directory)
+            if os.path.isdir(layers.path(digest)):  # noqa: ASYNC240 - one stat
+                wrong = await anyio.to_thread.run_sync(differences, layers.path(digest), staging.directory)
             if not wrong and there:
                 return []
             message = "; ".join(wrong) or "may have been damaged when the machine restarted, but was not"
             if not self.repair:
-                return [Problem(kind="layer", what=diff_id, message=message)]
+                return [Problem(kind="layer", what=digest, message=message)]
 
             def replace(unpacked: Unpacked) -> bool:
                 trash = None
                 with exclusive(self.store.layout.lock):
-                    if diff_id in leased(self.store.layout) or self.in_use(diff_id):
+                    if digest in leased(self.store.layout) or self.in_use(digest):
                         return False
-                    trash = layers.discard(diff_id)
-                    staging.commit(unpacked, blob=descriptor.digest)
+                    trash = layers.discard(digest)
+                    staging.commit(unpacked)
                 if trash is not None:
                     dispose(trash)
                 return True
@@ -182,4 +186,4 @@ class _Check(Record):
             mended = await anyio.to_thread.run_sync(replace, unpacked)
             if not mended:
                 message += "; it is in use and was left"
-            return [Problem(kind="layer", what=diff_id, message=message, mended=mended)]
+            return [Problem(kind="layer", what=digest, message=message, mended=mended)]

@@ -72,16 +72,15 @@ class Collector:
         self._layers = layers
 
     def reachable(self, records: Iterable[RefRecord]) -> set[str]:
-        """All digests that the records lead to: of blobs, and diff ids of layers."""
+        """The digests of all blobs that the records lead to; layers have those of their blobs."""
         found: set[str] = set()
         for record in records:
             found.update((record.target.digest, record.manifest.digest, record.image_id))
             if record.listed is not None:
                 found.add(record.listed.digest)
             with suppress(CrungoError):  # damaged: what it led to cannot be used through it anyway
-                manifest, config = documents(self._blobs, record)
+                manifest, _ = documents(self._blobs, record)
                 found.update(layer.digest for layer in manifest.layers)
-                found.update(config.diff_ids)
         return found
 
     def used(self) -> set[str]:

@@ -1,8 +1,12 @@
 """Unpacked layers.
 
 A layer has a directory of its own and becomes a lower directory of an overlay, so that layers may be unpacked in any
-order and be shared by images. Invariant: a directory below ``layers/`` was unpacked to its end from an archive with its
-diff id; whether it still is what was unpacked is only believed of this boot, or when it was synced to disk since.
+order and be shared by images. It is named by its blob, whose digest the pull itself computes. The diff id, which is
+held against the configuration, is only the word of the process that parsed the blob: a blob that takes that process
+over says what it likes, but of no layer other than its own.
+
+Invariant: a directory below ``layers/`` was unpacked to its end from the blob with its name; whether it still is what
+was unpacked is only believed of this boot, or when it was synced to disk since.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import json
 import os
 from contextlib import asynccontextmanager
 
+from crungo.image.digest import is_digest
 from crungo.image.layout import boot_id, write_whole
-from crungo.image.locks import exclusive, is_current, lock
+from crungo.image.locks import is_current, lock
 from crungo.image.trees import dispose, remove_tree
 from crungo.records import Record, asdict, replace
 
@@ -24,8 +29,6 @@ if TYPE_CHECKING:
     from crungo.image.layout import Layout
 
 __all__ = ["LayerRecord", "Layers", "Staging", "Unpacked"]
-
-_MOST_BLOBS = 100  # that a record names
 
 
 class Unpacked(Record):
@@ -41,12 +44,12 @@ class Unpacked(Record):
 
 
 class LayerRecord(Record):
-    """What is known of an unpacked layer. ``size`` is its tar's; ``blobs`` are digests of archives that were seen to
-    unpack to it, the last one first; ``opaque``: all layers below it are hidden.
+    """What is known of an unpacked layer. ``blob`` is the digest of its blob, ``diff_id`` and ``size`` are its tar's;
+    ``opaque``: all layers below it are hidden.
     """
 
+    blob: str
     diff_id: str
-    blobs: tuple[str, ...]
     size: int
     entries: int
     boot_id: str
@@ -63,82 +66,66 @@ class Layers:
         self._layout = layout
         self._boot = boot_id() if boot is None else boot
 
-    def path(self, diff_id: str) -> str:
+    def path(self, blob: str) -> str:
         """The directory to mount."""
-        return f"{self._layout.layer(diff_id)}/diff"
+        return f"{self._layout.layer(blob)}/diff"
 
-    def record(self, diff_id: str) -> LayerRecord | None:
+    def record(self, blob: str) -> LayerRecord | None:
         """The layer's record; None where there is no such layer, or its record is damaged."""
         try:
-            with open(f"{self._layout.layer(diff_id)}/record.json", "rb") as file:
-                value = json.loads(file.read(1 << 16))
-            record = LayerRecord(**{**value, "blobs": tuple(value["blobs"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            with open(f"{self._layout.layer(blob)}/record.json", "rb") as file:
+                record = LayerRecord(**json.loads(file.read(1 << 16)))
+        except (OSError, ValueError, TypeError):
             return None
         types_fit = (
             isinstance(record.size, int)
             and isinstance(record.entries, int)
-            and all(isinstance(blob, str) for blob in record.blobs)
             and isinstance(record.synced, bool)
             and isinstance(record.opaque, bool)
         )
-        return record if types_fit and record.diff_id == diff_id else None
+        return record if types_fit and record.blob == blob else None
 
-    def trusted(self, diff_id: str) -> bool:
-        """Whether the layer is there, and can only be what was unpacked."""
-        record = self.record(diff_id)
-        if record is None or not os.path.isdir(self.path(diff_id)):
+    def trusted(self, blob: str, diff_id: str) -> bool:
+        """Whether the layer is there, and can only be what the blob unpacked to, with this diff id."""
+        record = self.record(blob)
+        if record is None or record.diff_id != diff_id or not os.path.isdir(self.path(blob)):
             return False
         return record.synced or (self._boot != "" and record.boot_id == self._boot)
 
     def names(self) -> list[str]:
-        """The diff ids of all layers that there are, trusted or not."""
+        """The digests of the blobs of all layers that there are, trusted or not."""
         try:
-            return [f"sha256:{name}" for name in os.listdir(self._layout.layers) if len(name) == 64]
+            names = os.listdir(self._layout.layers)
         except FileNotFoundError:
             return []
+        return [digest for name in names for digest in (f"sha256:{name}", f"sha512:{name}") if is_digest(digest)]
 
-    def discard(self, diff_id: str) -> str | None:
+    def discard(self, blob: str) -> str | None:
         """Take a layer away; the tree lies where the answer says, and remains to be removed. None: there was none."""
         trash = self._layout.fresh("trash")
         try:
-            os.rename(self._layout.layer(diff_id), trash)
+            os.rename(self._layout.layer(blob), trash)
         except FileNotFoundError:
             return None
         return trash
 
-    def comes_from(self, diff_id: str, blob: str) -> bool:
-        """Whether an archive was seen to unpack to this layer: a configuration may claim it of any."""
-        record = self.record(diff_id)
-        return record is not None and blob in record.blobs
-
-    def note_blob(self, diff_id: str, blob: str) -> None:
-        """Note that a further archive unpacks to the layer."""
-        with exclusive(self._layout.lock):
-            record = self.record(diff_id)
-            if record is not None:
-                self._write(replace(record, blobs=(blob, *record.blobs)[:_MOST_BLOBS]))
-
     def mark_synced(self, record: LayerRecord) -> None:
         """Note that the layer has reached the disk. The store's lock must be held."""
-        self._write(replace(record, synced=True))
-
-    def _write(self, record: LayerRecord) -> None:
-        path = f"{self._layout.layer(record.diff_id)}/record.json"
-        write_whole(path, _encoded(asdict(record)), temporary=self._layout.fresh("tmp"))
+        path = f"{self._layout.layer(record.blob)}/record.json"
+        write_whole(path, _encoded(asdict(replace(record, synced=True))), temporary=self._layout.fresh("tmp"))
 
     @asynccontextmanager
-    async def staging(self, diff_id: str) -> AsyncIterator[Staging]:
-        """An empty directory to unpack the layer into, for this caller alone; waits while another has it.
+    async def staging(self, blob: str) -> AsyncIterator[Staging]:
+        """An empty directory to unpack the blob into, for this caller alone; waits while another has it.
 
         Whoever was waited for may have made the layer. What is not committed is removed on leaving.
         """
         import anyio.to_thread  # readers of the store have no event loop
 
-        path = self._layout.staging(diff_id)
+        path = self._layout.staging(blob)
         fd = await lock(path, directory=True)
         try:
-            staging = Staging(self._layout, diff_id, self._boot, path)
+            staging = Staging(self._layout, blob, self._boot, path)
             try:
                 if os.listdir(path):
                     await anyio.to_thread.run_sync(staging.empty)
@@ -156,10 +143,10 @@ class Layers:
 class Staging:
     """A layer on its way; ``directory`` is what it is unpacked into."""
 
-    def __init__(self, layout: Layout, diff_id: str, boot: str, path: str) -> None:
+    def __init__(self, layout: Layout, blob: str, boot: str, path: str) -> None:
         self.directory = f"{path}/diff"
         self._layout = layout
-        self._diff_id = diff_id
+        self._blob = blob
         self._boot = boot
         self._path = path
 
@@ -181,16 +168,16 @@ class Staging:
 
     def is_first(self) -> bool:
         """Whether nothing has the place among the layers yet, so that :meth:`commit` need not remove it."""
-        return not os.path.lexists(self._layout.layer(self._diff_id))
+        return not os.path.lexists(self._layout.layer(self._blob))
 
-    def commit(self, unpacked: Unpacked, *, blob: str) -> None:
-        """Give the directory its place among the layers. The caller has compared the digests.
+    def commit(self, unpacked: Unpacked) -> None:
+        """Give the directory its place among the layers. The caller has compared the digests, of blob and tar.
 
         Where it is not the first, for a worker thread.
         """
         record = LayerRecord(
-            diff_id=self._diff_id,
-            blobs=(blob,),
+            blob=self._blob,
+            diff_id=unpacked.diff_id,
             size=unpacked.unpacked_size,
             entries=unpacked.entries,
             boot_id=self._boot,
@@ -198,7 +185,7 @@ class Staging:
         )
         with open(f"{self._path}/record.json", "xb") as file:
             file.write(_encoded(asdict(record)))
-        destination = self._layout.layer(self._diff_id)
+        destination = self._layout.layer(self._blob)
         while True:
             try:
                 os.rename(self._path, destination)

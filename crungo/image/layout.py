@@ -2,7 +2,7 @@
 
     <root>/oci-layout, index.json, blobs/<algorithm>/<hex>   an OCI image layout (image-layout.md)
     <root>/refs/<name>                                       one record per image name
-    <root>/layers/<hex of the diff id>/{diff/,record.json}   unpacked layers
+    <root>/layers/<hex>/{diff/,record.json}                  unpacked layers, by the digests of their blobs
     <root>/ingest/                                           what is being made, and what is being removed
     <root>/leases/                                           what running processes need kept
     <root>/lock                                              held for milliseconds, never while bytes are moved
@@ -59,15 +59,15 @@ class Layout:
         assert is_digest(digest)
         return f"{self.ingest}/{algorithm_of(digest)}-{hex_of(digest)}.part"
 
-    def layer(self, diff_id: str) -> str:
-        """The directory of an unpacked layer and its record."""
-        assert is_digest(diff_id)
-        return f"{self.layers}/{hex_of(diff_id)}"
+    def layer(self, digest: str) -> str:
+        """The directory of what the blob of this digest unpacks to, and its record."""
+        assert is_digest(digest)
+        return f"{self.layers}/{hex_of(digest)}"
 
-    def staging(self, diff_id: str) -> str:
+    def staging(self, digest: str) -> str:
         """Where the layer is while it is unpacked."""
-        assert is_digest(diff_id)
-        return f"{self.ingest}/layer-{hex_of(diff_id)}"
+        assert is_digest(digest)
+        return f"{self.ingest}/layer-{hex_of(digest)}"
 
     def fresh(self, kind: str) -> str:
         """A name below ``ingest`` that nobody uses; ``kind`` is ``tmp`` or ``trash``."""

@@ -109,13 +109,14 @@ class Store:
         return self._resolve(what, self.refs.all())[0]
 
     def untrusted(self, image: Image) -> tuple[str, ...]:
-        """The diff ids of its layers that are missing, or may have been damaged by a crash of the machine."""
-        return tuple(diff_id for diff_id in image.config.diff_ids if not self.layers.trusted(diff_id))
+        """The digests of its layers that are missing, or may have been damaged by a crash of the machine."""
+        pairs = zip(image.manifest.layers, image.config.diff_ids, strict=True)
+        return tuple(layer.digest for layer, diff_id in pairs if not self.layers.trusted(layer.digest, diff_id))
 
     # ---- writing
 
     def lease(self, digests: Iterable[str], *, holder: str = "") -> Lease:
-        """Keep content (digests of blobs, diff ids) from being removed until the lease is closed.
+        """Keep content, blobs with what they unpack to, from being removed until the lease is closed.
 
         ``holder`` says who uses it, where somebody does: see ``users``.
         """
@@ -127,7 +128,7 @@ class Store:
     def hold(self, image: Image) -> Lease:
         """Keep an image's content from being removed, also when its names go, until the lease is closed."""
         parts = (layer.digest for layer in image.manifest.layers)
-        digests = (image.id, image.digest, image.target, *parts, *image.config.diff_ids)
+        digests = (image.id, image.digest, image.target, *parts)
         return self.lease(digests, holder=f"process {os.getpid()}")
 
     def users(self, image: Image) -> Sequence[str]:
@@ -235,8 +236,8 @@ class Store:
         """
         pending = [
             record
-            for diff_id in self.layers.names()
-            if (record := self.layers.record(diff_id)) and not record.synced and self.layers.trusted(diff_id)
+            for blob in self.layers.names()
+            if (record := self.layers.record(blob)) and not record.synced and self.layers.trusted(blob, record.diff_id)
         ]
         if not pending:
             return 0
@@ -244,7 +245,7 @@ class Store:
         settled = 0
         with exclusive(self.layout.lock):
             for record in pending:
-                if self.layers.record(record.diff_id) == record:  # not removed or replaced since
+                if self.layers.record(record.blob) == record:  # not removed or replaced since
                     self.layers.mark_synced(record)
                     settled += 1
         return settled
@@ -254,8 +255,8 @@ class Store:
     def _load(self, record: RefRecord, names: tuple[Reference, ...]) -> Image:
         manifest, config = documents(self.blobs, record)
         # Overlay refuses a directory twice. Only the upper of two equal layers matters: it repeats all the lower did.
-        unique = tuple(reversed(dict.fromkeys(reversed(config.diff_ids))))
-        known = {diff_id: self.layers.record(diff_id) for diff_id in unique}
+        unique = tuple(reversed(dict.fromkeys(layer.digest for layer in reversed(manifest.layers))))
+        known = {blob: self.layers.record(blob) for blob in unique}
         return Image(
             id=manifest.config.digest,
             digest=record.manifest.digest,
@@ -263,7 +264,7 @@ class Store:
             references=tuple(sorted(names, key=str)),
             config=config,
             manifest=manifest,
-            layers=tuple(self.layers.path(diff_id) for diff_id in _visible(known)),
+            layers=tuple(self.layers.path(blob) for blob in _visible(known)),
             size=sum(layer.size for layer in known.values() if layer is not None),
             created=config.created,
         )
@@ -327,7 +328,7 @@ class Store:
 
 
 def _visible(layers: Mapping[str, LayerRecord | None]) -> list[str]:
-    """The diff ids from the uppermost layer that hides all below it; ``layers`` in their order, lowest first."""
+    """Those from the uppermost layer that hides all below it; ``layers`` in their order, lowest first."""
     visible = list(layers)
     hiding = [number for number, layer in enumerate(layers.values()) if layer is not None and layer.opaque]
     return visible[hiding[-1] :] if hiding else visible

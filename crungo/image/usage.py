@@ -57,23 +57,23 @@ def usage(store: Store, in_use: Callable[[Image], Sequence[str]] = lambda _: ())
     if not os.path.isdir(store.layout.ingest):
         return Usage(images=(), layers=0, blobs=0, leftovers=0, leftover_count=0, reclaimable=0)
     images = store.images()
-    layers = {diff_id: record.size for diff_id in store.layers.names() if (record := store.layers.record(diff_id))}
+    layers = {blob: record.size for blob in store.layers.names() if (record := store.layers.record(blob))}
     blobs = {digest: store.blobs.size(digest) for digest in store.blobs.names()}
     owners: dict[str, int] = {}
     for image in images:
-        for diff_id in set(image.config.diff_ids):
-            owners[diff_id] = owners.get(diff_id, 0) + 1
+        for blob in _layers(image):
+            owners[blob] = owners.get(blob, 0) + 1
     rows, kept = [], set()
     for image in images:
-        own = set(image.config.diff_ids)
+        own = _layers(image)
         users = len(in_use(image))
         if users:
-            kept |= own | {image.digest, image.target, image.id, *(layer.digest for layer in image.manifest.layers)}
+            kept |= own | {image.digest, image.target, image.id}
         rows.append(
             ImageUsage(
                 image=image,
-                shared=sum(layers.get(diff_id, 0) for diff_id in own if owners[diff_id] > 1),
-                unique=sum(layers.get(diff_id, 0) for diff_id in own if owners[diff_id] == 1),
+                shared=sum(layers.get(blob, 0) for blob in own if owners[blob] > 1),
+                unique=sum(layers.get(blob, 0) for blob in own if owners[blob] == 1),
                 containers=users,
             )
         )
@@ -86,6 +86,10 @@ def usage(store: Store, in_use: Callable[[Image], Sequence[str]] = lambda _: ())
         leftover_count=len(found.paths),
         reclaimable=sum(size for digest, size in (*layers.items(), *blobs.items()) if digest not in kept),
     )
+
+
+def _layers(image: Image) -> set[str]:
+    return {layer.digest for layer in image.manifest.layers}
 
 
 def prune(

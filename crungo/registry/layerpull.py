@@ -71,7 +71,7 @@ class LayerPull(Record):
             return
         self.tracker.at("waiting", 0)
         if not known:
-            async with self.store.layers.staging(self.diff_id) as staging:
+            async with self.store.layers.staging(self.layer.digest) as staging:
                 if not self._is_known():  # nor has anybody made it meanwhile
                     await self._unpack(staging)
         if not self._has_blob():
@@ -79,26 +79,16 @@ class LayerPull(Record):
         self.tracker.done(cached=False)
 
     def _is_known(self) -> bool:
-        """Whether the layer is here, and the blob is known to unpack to it; without a registry, what is here has to do.
-
-        That a configuration names the diff id of a layer that we have does not make it this blob's.
-        """
-        layers = self.store.layers
-        return layers.trusted(self.diff_id) and (
-            self.client is None or layers.comes_from(self.diff_id, self.layer.digest)
-        )
+        return self.store.layers.trusted(self.layer.digest, self.diff_id)
 
     def _has_blob(self) -> bool:
         return self.client is None or self.store.blobs.has(self.layer.digest, self.layer.size)
 
     async def _keep(self, staging: Staging, unpacked: Unpacked) -> None:
-        """Give the unpacked layer its place, unless it is here already, from another archive."""
         if staging.is_first():
-            staging.commit(unpacked, blob=self.layer.digest)
-        elif self.store.layers.trusted(self.diff_id):
-            await anyio.to_thread.run_sync(self.store.layers.note_blob, self.diff_id, self.layer.digest)
-        else:
-            await anyio.to_thread.run_sync(lambda: staging.commit(unpacked, blob=self.layer.digest))
+            staging.commit(unpacked)
+        else:  # what is not trusted any more is removed, which may take long
+            await anyio.to_thread.run_sync(staging.commit, unpacked)
 
     async def _unpack(self, staging: Staging) -> None:
         if await self._unpack_stored(staging):

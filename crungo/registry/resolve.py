@@ -43,7 +43,7 @@ class Resolved(Record):
     def digests(self) -> set[str]:
         """Digests of all blobs, and diff ids of all layers."""
         layers = {layer.digest for layer in self.manifest.layers}
-        return {self.manifest.config.digest, *self.bodies, *layers, *self.config.diff_ids}
+        return {self.manifest.config.digest, *self.bodies, *layers}
 
 
 async def resolve(

@@ -89,9 +89,14 @@ def unverified(store: Store) -> list[str]:
         content = Path(store.layout.blob(digest)).read_bytes()
         if digest != f"sha256:{hashlib.sha256(content).hexdigest()}":
             wrong.append(f"blob {digest}")
-    wrong += [f"layer {diff_id}" for diff_id in store.layers.names() if not store.layers.trusted(diff_id)]
+    records = {digest: store.layers.record(digest) for digest in store.layers.names()}
+    wrong += [
+        f"layer {digest}"
+        for digest, record in records.items()
+        if record is None or not store.layers.trusted(digest, record.diff_id)
+    ]
     for image in store.images():
-        wrong += [f"layer {diff_id} of {image.digest}" for diff_id in store.untrusted(image)]
+        wrong += [f"layer {digest} of {image.digest}" for digest in store.untrusted(image)]
         wrong += [f"blob {x.digest}" for x in image.manifest.layers if not store.blobs.has(x.digest, x.size)]
     return wrong
 

@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -26,7 +26,10 @@ from crungo.registry.retry import RetryPolicy
 from tests.support.fakeregistry import FakeRegistry, Fault
 from tests.support.image import Image as Source
 from tests.support.image import Layer, make_image, sha256
-from tests.support.pyunpacker import PyUnpacker
+from tests.support.pyunpacker import Liar, PyUnpacker
+
+if TYPE_CHECKING:
+    from crungo.config import PullPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -252,10 +255,11 @@ async def test_same_layer_twice(registry: FakeRegistry, client: RegistryClient, 
 async def test_same_diff_id_from_other_blob(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     archive = Layer().file("a", b"1" * 5000).data()
     store, unpacker = make_store(tmp_path), PyUnpacker()
-    await get(registry.add(make_image([archive]), tag="gzip"), store, client, unpacker=unpacker)
+    first = await get(registry.add(make_image([archive]), tag="gzip"), store, client, unpacker=unpacker)
     plain = make_image([archive], compression="none")
-    await get(registry.add(plain, tag="plain"), store, client, unpacker=unpacker)
-    assert len(unpacker.made) == 2  # that it is the same is seen, not believed
+    second = await get(registry.add(plain, tag="plain"), store, client, unpacker=unpacker)
+    assert first.config.diff_ids == second.config.diff_ids
+    assert first.layers != second.layers
     assert set(plain.blobs) <= blob_names(store)
     for tag in ("gzip", "plain"):
         await get(f"{registry.address}/image:{tag}", store, client, unpacker=unpacker)
@@ -275,6 +279,26 @@ async def test_diff_id_of_another_layer(registry: FakeRegistry, client: Registry
             await get(registry.add(liar, tag="liar"), store, client)
     assert [image.digest for image in store.images()] == [good.digest]
     assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("policy", ["always", "never"])
+async def test_an_unpacker_lies_of_no_layer_but_its_own(
+    policy: PullPolicy, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    """A blob that takes its unpacker over may claim the diff id of another, which a second image has in truth."""
+    good = layered(5000)
+    [diff_id] = diff_ids = json.loads(good.blobs[good.document["config"]["digest"]])["rootfs"]["diff_ids"]
+    evil = make_image([Layer().file("evil")], change_config=lambda config: config["rootfs"].update(diff_ids=diff_ids))
+    before, text = make_store(tmp_path, boot="one"), registry.add(good, tag="good")
+    await get(registry.add(evil, tag="evil"), before, client, unpacker=Liar(diff_id))
+    image = await get(text, before, client)
+    assert content(image, 0) == noise(5000, 0)
+    # Also after a restart, when both are unpacked again.
+    after = make_store(tmp_path, boot="two")
+    await get(f"{registry.address}/image:evil", after, client, policy=policy, unpacker=Liar(diff_id))
+    assert after.untrusted(image) == (image.manifest.layers[0].digest,)
+    assert content(await get(text, after, client, policy=policy), 0) == noise(5000, 0)
+    assert leftovers(after) == []
 
 
 async def test_layers_of_another_boot_are_unpacked_again(

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import anyio.to_thread
 import pytest
 
 from crungo.errors import CrungoError, DigestMismatch, ImageError, LayerError, RegistryError
-from crungo.image.layers import Unpacked
 from crungo.image.store import Store
 from crungo.registry import download
 from crungo.registry.client import RegistryClient
@@ -32,7 +30,7 @@ from crungo.registry.retry import RetryPolicy
 from tests.support.fakeregistry import FakeRegistry, Fault, Request
 from tests.support.image import Image as Source
 from tests.support.image import Layer, make_image, sha256
-from tests.support.pyunpacker import PyUnpacker
+from tests.support.pyunpacker import Liar, PyUnpacker
 from tests.unit.test_pull import QUICK, get, layered, leftovers, make_store, noise
 
 pytestmark = pytest.mark.anyio
@@ -131,23 +129,6 @@ async def test_ranges_ignored_on_resume(registry: FakeRegistry, client: Registry
     await get(text, make_store(tmp_path), client)
 
 
-class _Liar:
-    """An unpacker that says what was hoped for, whatever it was given."""
-
-    def __init__(self, diff_id: str) -> None:
-        self._diff_id = diff_id
-
-    @asynccontextmanager
-    async def unpack(self, blob_fd: int, directory: str, *, media_type: str, limit: int) -> AsyncIterator[_Liar]:
-        yield self
-
-    async def advance(self, available: int) -> None:
-        pass
-
-    async def finish(self, size: int) -> Unpacked:
-        return Unpacked(diff_id=self._diff_id, unpacked_size=size, entries=1)
-
-
 @pytest.mark.parametrize("size", [20_000, 2_000_000])
 async def test_an_unpacker_does_not_vouch_for_the_blob(
     size: int, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
@@ -159,7 +140,7 @@ async def test_an_unpacker_does_not_vouch_for_the_blob(
     [diff_id] = json.loads(source.blobs[source.document["config"]["digest"]])["rootfs"]["diff_ids"]
     store = make_store(tmp_path)
     with pytest.raises(DigestMismatch, match="is not what its digest says"):
-        await get(text, store, client, unpacker=_Liar(diff_id))
+        await get(text, store, client, unpacker=Liar(diff_id))
     assert store.layers.names() == store.blobs.names() == []
 
 
