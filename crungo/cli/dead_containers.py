@@ -13,31 +13,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crungo.paths import Roots
 
-__all__ = ["living", "measure", "remove"]
+__all__ = ["measure", "remove"]
 
 
-def measure(roots: Roots) -> tuple[int, int]:
-    """How many such directories there are, and their bytes on disk."""
+def measure(roots: Roots) -> tuple[int, int, int]:
+    """How many directories belong to somebody, how many to nobody, and the bytes on disk of these."""
     from crungo.image.trees import tree_size
     from crungo.runtime.state import Places
 
     places = Places(roots.root, roots.run)
-    count = size = 0
-    for claim in places.leftovers() if os.path.isdir(places.names) else ():  # made after the other one
-        try:
-            count, size = count + 1, size + tree_size(claim.directory)
-        finally:
-            claim.release()
-    return count, size
-
-
-def living(roots: Roots) -> int:
-    """How many directories there are that belong to somebody."""
-    try:
-        names = os.listdir(f"{roots.root}/containers")
-    except FileNotFoundError:
-        return 0
-    return len(names) - measure(roots)[0]
+    if not os.path.isdir(places.names):  # made after the other one
+        return 0, 0, 0
+    owned, left = places.directories()
+    return len(owned), len(left), sum(map(tree_size, left))
 
 
 def remove(roots: Roots) -> tuple[int, int]:
@@ -51,9 +39,9 @@ def remove(roots: Roots) -> tuple[int, int]:
     places = Places(roots.root, roots.run)
     if os.path.isdir(places.state):  # made last
         places.sweep_work()
-    before = measure(roots)
-    if not before[0]:
-        return before
+    _, count, size = measure(roots)
+    if not count:
+        return 0, 0
     spawner = SpawnerProcess.start(roots)
     spawner.end_requests()
     try:
@@ -62,5 +50,5 @@ def remove(roots: Roots) -> tuple[int, int]:
         poll.poll()
     finally:
         spawner.reap()
-    after = measure(roots)
-    return before[0] - after[0], max(0, before[1] - after[1])
+    _, count_left, size_left = measure(roots)
+    return count - count_left, max(0, size - size_left)

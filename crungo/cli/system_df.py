@@ -47,8 +47,7 @@ def call(parsed: Parsed, context: Context) -> int:
         raise UsageError("--verbose and --format contradict each other")
     store = Store(context.roots)
     used = usage(store, store.in_use())
-    dead, dead_size = dead_containers.measure(context.roots)
-    living = dead_containers.living(context.roots)
+    living, dead, dead_size = dead_containers.measure(context.roots)
     if verbose:
         _show_images(used)
         return 0

@@ -81,6 +81,27 @@ class Places:
             os.close(folder)
         return claims
 
+    def directories(self) -> tuple[list[str], list[str]]:
+        """The directories of containers with an owner, and of those without. Claims none, and changes nothing."""
+        folder = _lock_folder(self.containers, fcntl.LOCK_EX)
+        try:
+            # Who wants the name of one that we hold waits until we do not.
+            names = _lock_folder(self.names, fcntl.LOCK_EX)
+            try:
+                owned: list[str] = []
+                left: list[str] = []
+                for name in os.listdir(self.containers):
+                    directory = f"{self.containers}/{name}"
+                    lock = _lock(directory)
+                    if lock is not None:
+                        os.close(lock)
+                    (owned if lock is None else left).append(directory)
+            finally:
+                os.close(names)
+        finally:
+            os.close(folder)
+        return owned, left
+
     def make_work(self) -> None:
         """Make a folder for what lasts no longer than the calling process; ``work`` is its path from now on."""
         self.work = f"{self.run}/{WORK_PREFIX}{os.urandom(8).hex()}"

@@ -67,6 +67,22 @@ def test_leftovers_are_those_without_an_owner(places: Places) -> None:
     alive.release()
 
 
+def test_looking_changes_nothing(places: Places) -> None:
+    alive = places.claim(ONE, "alive")
+    dead = places.claim(TWO, "dead")
+    os.close(dead._lock)
+    for _ in range(2):
+        assert places.directories() == ([alive.directory], [dead.directory])
+    assert sorted(os.listdir(places.names)) == ["alive", "dead"]
+    assert os.path.isdir(dead.directory)
+    [left] = places.leftovers()
+    assert left.identifier == TWO
+    left.remove()
+    left.release()
+    alive.remove()
+    alive.release()
+
+
 def test_what_is_just_being_made_is_no_leftover(places: Places) -> None:
     """Between the making of a directory and its lock, another spawner of the same store may look for leftovers."""
     stop = threading.Event()
