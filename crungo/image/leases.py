@@ -7,7 +7,6 @@ are made, and read before something is removed, while the store's lock is held, 
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 
 from crungo.image.digest import is_digest
@@ -34,7 +33,7 @@ class Lease:
     _fd = -1
 
     def __init__(self, layout: Layout, digests: Iterable[str], holder: str = "") -> None:
-        self._path = f"{layout.leases}/{secrets.token_hex(8)}"
+        self._path = f"{layout.leases}/{os.urandom(8).hex()}"
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try_lock(self._fd)

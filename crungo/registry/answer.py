@@ -10,13 +10,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
-import httpx
+import httpcore
 
 from crungo.errors import RegistryError
 from crungo.registry.failures import unreachable
+from crungo.registry.transport import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from crungo.registry.transport import Response
+    from crungo.registry.urls import Url
 
 __all__ = ["Answer"]
 
@@ -25,18 +29,20 @@ _WORTH_WAITING = 1.0  # seconds, likewise
 
 
 class Answer:
-    """A response of httpx whose body has not been read.
+    """What a transport gave for ``what``, asked of ``url``; ``whole`` is how many seconds a small body may take.
 
-    ``foreign``: a redirect led to another origin, which speaks for itself and not for the registry.
+    ``bodiless``: it answers a HEAD. ``foreign``: a redirect led to another origin, which speaks for itself and not for
+    the registry.
     """
 
-    def __init__(self, response: httpx.Response, what: str, whole: float, *, foreign: bool) -> None:
-        self.status = response.status_code
+    def __init__(self, response: Response, what: str, url: Url, whole: float, *, bodiless: bool, foreign: bool) -> None:
+        self.status = response.status
         self.headers = response.headers
-        self.url = str(response.url)
-        self.host = response.url.netloc.decode()
+        self.url = str(url)
+        self.host = url.netloc
         self.foreign = foreign
         self._response = response
+        self._bodiless = bodiless or self.status in (204, 304)
         self._what = what
         self._whole = whole
         self._body: AsyncIterator[bytes] | None = None
@@ -57,7 +63,7 @@ class Answer:
         if self._ended:
             return b""
         if self._body is None:
-            self._body = aiter(self._response.stream)  # type: ignore[arg-type] # an async client's streams are async
+            self._body = aiter(self._response.body)
         try:
             while True:
                 chunk = await anext(self._body)
@@ -66,7 +72,7 @@ class Answer:
         except StopAsyncIteration:
             self._ended = True
             return b""
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             self._ended = True
             raise unreachable(self._what, self.host, error) from error
         except BaseException:  # cancelled: the exception has ended every generator below
@@ -90,7 +96,7 @@ class Answer:
                     if len(body) > limit:
                         raise RegistryError(too_long)
         except TimeoutError:
-            slow = httpx.ReadTimeout(f"no whole answer within {self._whole:g} seconds")
+            slow = httpcore.ReadTimeout(f"no whole answer within {self._whole:g} seconds")
             raise unreachable(self._what, self.host, slow) from slow
         return bytes(body)
 
@@ -108,18 +114,17 @@ class Answer:
                     await self.read(limit=_WORTH_READING)
             if not self._ended and self._body is not None:
                 await self._abandon()
-            with suppress(httpx.HTTPError):
+            with suppress(*FAILURES):
                 await self._response.aclose()
 
     def _is_short(self) -> bool:
-        bodiless = self._response.request.method == "HEAD" or self.status in (204, 304)
-        return bodiless or (self.length is not None and self.length <= _WORTH_READING)
+        return self._bodiless or (self.length is not None and self.length <= _WORTH_READING)
 
     async def _abandon(self) -> None:
         """End a body in its middle: with the connection gone, every generator below ends by its exception."""
         self._ended = True
         assert self._body is not None
-        await self._response.extensions["network_stream"].aclose()
-        with suppress(StopAsyncIteration, httpx.HTTPError):
+        await self._response.connection.aclose()
+        with suppress(StopAsyncIteration, *FAILURES):
             while True:  # what has been received already still comes, at most one read's worth
                 await anext(self._body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import httpx
+import httpcore
 
 from crungo.errors import RegistryError
 from crungo.registry.failures import unreachable
@@ -80,7 +80,7 @@ class BlobStream:
     def _ended(self) -> None:
         """The body is at its end: is that where it should be?"""
         if self._skip or (self.end is not None and self._position < self.end):
-            short = httpx.RemoteProtocolError(f"it ended after {self._position - self.start} bytes")
+            short = httpcore.RemoteProtocolError(f"it ended after {self._position - self.start} bytes")
             raise unreachable(self._what, self._answer.host, short) from short
 
 

@@ -206,7 +206,7 @@ class RegistryClient:
         async def use(endpoint: Endpoint, answer: Answer) -> tuple[Endpoint, list[str], str | None]:
             body = await answer.read(limit=_LARGEST_TAG_PAGE)
             await answer.aclose()
-            following = next_page(answer.headers.get_list("link"), base=answer.url)
+            following = next_page(answer.headers.lines("link"), base=answer.url)
             if following is not None and not following.startswith(f"{endpoint.base_url}/v2/"):
                 raise RegistryError(f"{what}: {endpoint.registry}: the next page is on another server")
             return endpoint, read_tags(body, what=what, registry=endpoint.registry), following

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
-import httpx
+import httpcore
 
 from crungo.errors import DigestMismatch, RegistryError
 from crungo.registry.groups import single_failure
@@ -185,7 +185,7 @@ class Download:
                     return  # once more, to the end
             await self._copy(stream, segment, size if self._sequential else end)
         if segment.position < (stream.end or end):
-            short = httpx.RemoteProtocolError(f"ended after {segment.position - position} bytes")
+            short = httpcore.RemoteProtocolError(f"ended after {segment.position - position} bytes")
             raise RegistryError(f"blob {self._digest}: {self._reference.registry}: {short}") from short
 
     async def _copy(self, stream: BlobStream, segment: Segment, end: int) -> None:

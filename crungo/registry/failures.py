@@ -20,8 +20,6 @@ from crungo.registry.retry import chain, parse_retry_after
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import httpx
-
 __all__ = ["refused", "unreachable"]
 
 
@@ -44,7 +42,7 @@ def refused(
     return error
 
 
-def unreachable(what: str, host: str, error: httpx.HTTPError | httpx.InvalidURL) -> RegistryError:
+def unreachable(what: str, host: str, error: Exception) -> RegistryError:
     """The error for a request without an answer, or with an answer that was cut short. The caller chains ``error``."""
     links = chain(error)
     for link in links:

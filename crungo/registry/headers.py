@@ -8,21 +8,52 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urljoin
 
 from crungo.image.digest import is_digest
 from crungo.records import Record
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["ContentRange", "error_detail", "media_type", "next_page", "parse_content_range", "printable", "said_digest"]
+__all__ = [
+    "ContentRange",
+    "Headers",
+    "error_detail",
+    "media_type",
+    "next_page",
+    "parse_content_range",
+    "printable",
+    "said_digest",
+]
 
 _RANGE = r"bytes[ \t]+(?:(?P<first>[0-9]{1,19})-(?P<last>[0-9]{1,19})|\*)/(?:(?P<total>[0-9]{1,19})|\*)"
 _LINK = r"<([^<>]*)>((?:[ \t]*;[^,;<>]*)*)"
 _NEXT = r""";[ \t]*rel[ \t]*=[ \t]*(?:next|"(?:[^"]*[ \t])?next(?:[ \t][^"]*)?")[ \t]*(?:;|$)"""
 _LONGEST_DETAIL = 300
+
+
+class Headers(Mapping[str, str]):
+    """The fields of an answer by name, in lower case; the values of one that comes several times are joined by commas.
+
+    Bytes beyond ASCII, which RFC 9110 (5.5) gives no meaning, are read as Latin-1.
+    """
+
+    def __init__(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        self._lines: dict[str, list[str]] = {}
+        for name, value in items:
+            self._lines.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+
+    def __getitem__(self, name: str) -> str:
+        return ", ".join(self._lines[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def lines(self, name: str) -> list[str]:
+        """Each value of a field by itself."""
+        return self._lines.get(name, [])
 
 
 class ContentRange(Record):

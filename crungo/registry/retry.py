@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import random
 import re
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import anyio
-import httpx
+import httpcore
 
 from crungo.errors import RegistryError
 from crungo.records import Record, field
@@ -86,9 +85,9 @@ def is_transient(error: BaseException) -> bool:
     if error.status is not None:
         return is_transient_status(error.status)
     cause = error.__cause__
-    if isinstance(cause, httpx.ConnectError):
+    if isinstance(cause, httpcore.ConnectError):
         return any(isinstance(link, ConnectionResetError) for link in chain(cause))
-    return isinstance(cause, httpx.TimeoutException | httpx.NetworkError | httpx.RemoteProtocolError)
+    return isinstance(cause, httpcore.TimeoutException | httpcore.NetworkError | httpcore.RemoteProtocolError)
 
 
 def chain(error: BaseException) -> list[BaseException]:
@@ -112,6 +111,10 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     text = (value or "").strip()
     if _SECONDS.fullmatch(text):
         return float(text)
+    if not text:
+        return None
+    from email.utils import parsedate_to_datetime  # few send a date, and none when all is well
+
     try:
         date = parsedate_to_datetime(text)
         return max(0.0, date.timestamp() - now)

@@ -113,7 +113,7 @@ class Session:
             if answer.status == 401 and not answer.foreign:
                 from crungo.registry.challenges import parse_challenges
 
-                challenges = parse_challenges(answer.headers.get_list("www-authenticate"))
+                challenges = parse_challenges(answer.headers.lines("www-authenticate"))
                 if challenges:
                     await answer.aclose()
                     header = await self._renewed(endpoint, ask, challenges, header)

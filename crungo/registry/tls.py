@@ -11,7 +11,7 @@ import os
 import ssl
 from typing import TYPE_CHECKING
 
-import httpx
+import httpcore
 
 from crungo.errors import UsageError
 
@@ -37,7 +37,7 @@ def build_context(certificates: Certificates, *, insecure: bool) -> ssl.SSLConte
     else:
         context = ssl.create_default_context()
         if not _system_has_authorities(context):
-            context = httpx.create_ssl_context()
+            context = httpcore.default_ssl_context()
     for authority in certificates.authorities:
         try:
             context.load_verify_locations(cafile=authority)

@@ -1,4 +1,4 @@
-"""Sending requests: one set of httpx clients, certificates per host, redirects by hand, time limits.
+"""Sending requests: one set of transports, certificates per host, redirects by hand, time limits.
 
 Invariant: ``Authorization`` goes to the origin (scheme, host, port) it was made for and to no other, from the first
 redirect elsewhere on; and https never becomes http unless the endpoint is insecure.
@@ -6,14 +6,12 @@ redirect elsewhere on; and https never becomes http unless the endpoint is insec
 
 from __future__ import annotations
 
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
-from urllib.request import getproxies
 
 import anyio
 import anyio.to_thread
-import httpx
 
 from crungo.errors import RegistryError
 from crungo.records import Record, field
@@ -23,17 +21,19 @@ from crungo.registry.headers import printable
 from crungo.registry.hostfiles import Certificates, find_certificates
 from crungo.registry.hosts import Hosts, host_of, is_loopback
 from crungo.registry.tls import build_context, build_plain_context
-from crungo.registry.transport import SocketTransport
+from crungo.registry.transport import FAILURES, DirectTransport
+from crungo.registry.urls import Url, join_url, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from crungo.registry.transport import Response, Transport
 
 __all__ = ["Outgoing", "Timeouts", "Wire"]
 
 _MOST_REDIRECTS = 8
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Enough for 16 blobs at once from two hosts each; more connections to one registry only share its rate limit.
-_LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32, keepalive_expiry=30.0)
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _USER_AGENT = "crungo"
 _NO_CERTIFICATES = Certificates()
 
@@ -60,7 +60,7 @@ class Outgoing(Record):
 
 
 class _Trust(Record, kw_only=False):
-    """What one httpx client is made for."""
+    """What one transport is made for."""
 
     tls: bool
     insecure: bool = False
@@ -75,21 +75,21 @@ class Wire:
         self._hosts = hosts
         self._folders = certificate_folders
         self._timeouts = timeouts
-        self._clients: dict[_Trust, httpx.AsyncClient] = {}
+        self._transports: dict[_Trust, Transport] = {}
         self._trusted: dict[tuple[str, str, bool], _Trust] = {}  # by scheme, host and insecurity
         self._making = anyio.Lock()
         self._answering: set[tuple[str, str, int]] = set()  # origins
 
     def has_answered(self, url: str) -> bool:
         """Whether the server of ``url`` has ever answered in the url's scheme."""
-        return _origin(httpx.URL(url)) in self._answering
+        return parse_url(url).origin in self._answering
 
     async def aclose(self) -> None:
         """Close all connections."""
-        clients, self._clients = list(self._clients.values()), {}
+        transports, self._transports = list(self._transports.values()), {}
         with anyio.CancelScope(shield=True):
-            for client in clients:
-                await client.aclose()
+            for transport in transports:
+                await transport.aclose()
 
     async def send(self, outgoing: Outgoing) -> Answer:
         """Send a request and follow redirects; the answer's body is unread, and the caller closes it.
@@ -101,56 +101,63 @@ class Wire:
         authorization = outgoing.authorization
         for _ in range(_MOST_REDIRECTS + 1):
             response = await self._once(outgoing, url, authorization)
-            answer = Answer(response, outgoing.what, self._timeouts.whole, foreign=_origin(url) != _origin(origin))
-            location: str | None = response.extensions["location"]
+            answer = Answer(
+                response,
+                outgoing.what,
+                url,
+                self._timeouts.whole,
+                bodiless=outgoing.method == "HEAD",
+                foreign=url.origin != origin.origin,
+            )
+            location = response.headers.get("location")
             if answer.status not in _REDIRECTS or location is None or outgoing.form is not None:
                 return answer
             await answer.aclose()
             target = _redirected(url, location, outgoing)
-            if _origin(target) != _origin(url):
+            if target.origin != url.origin:
                 authorization = None
             url = target
-        raise RegistryError(f"{outgoing.what}: {url.netloc.decode()}: redirected more than {_MOST_REDIRECTS} times")
+        raise RegistryError(f"{outgoing.what}: {url.netloc}: redirected more than {_MOST_REDIRECTS} times")
 
-    async def _once(self, outgoing: Outgoing, url: httpx.URL, authorization: str | None) -> httpx.Response:
+    async def _once(self, outgoing: Outgoing, url: Url, authorization: str | None) -> Response:
         # Bytes must come as they are filed: their digest is that of what is sent, and a decoder is one more target.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", "Accept": "*/*", **outgoing.headers}
-        content = None
+        content = b""
         if authorization:
             headers["Authorization"] = authorization
         if outgoing.form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             content = urlencode(outgoing.form).encode()
         # The exception for insecure hosts is made for the host that was named, not for wherever it points.
-        same_host = url.host == httpx.URL(outgoing.url).host
-        client = await self._client(url, insecure=outgoing.insecure and same_host)
+        same_host = url.host == parse_url(outgoing.url).host
+        transport = await self._transport(url, insecure=outgoing.insecure and same_host)
         method = outgoing.method if outgoing.form is None else "POST"
         try:
-            request = client.build_request(method, url, headers=headers, content=content)
-            response = await client.send(request, stream=True, follow_redirects=False)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise unreachable(outgoing.what, url.netloc.decode(), error) from error
-        if response.status_code != 400 or url.scheme == "https":  # 400 is what servers of TLS say to plain http
-            self._answering.add(_origin(url))
+            response = await transport.send(method, url, headers, content)
+        except FAILURES as error:
+            raise unreachable(outgoing.what, url.netloc, error) from error
+        if response.status != 400 or url.scheme == "https":  # 400 is what servers of TLS say to plain http
+            self._answering.add(url.origin)
         return response
 
-    async def _client(self, url: httpx.URL, *, insecure: bool) -> httpx.AsyncClient:
-        host = url.netloc.decode()
+    async def _transport(self, url: Url, *, insecure: bool) -> Transport:
+        host = url.netloc
         key = (url.scheme, host, insecure)
         async with self._making:
             trust = self._trusted.get(key)
             if trust is None:
-                trust = self._trusted[key] = await anyio.to_thread.run_sync(self._trust, url.scheme, host, insecure)
-            client = self._clients.get(trust)
-            if client is None:
-                client = self._clients[trust] = await self._make(trust)
-            return client
+                # A proxy sees names of its own network: this machine is never asked for through one, as in Go.
+                proxied = not is_loopback(host) and _names_proxies(os.environ)
+                trust = _Trust(tls=False, proxied=proxied)
+                if url.scheme == "https":
+                    trust = await anyio.to_thread.run_sync(self._trust, host, insecure, proxied)
+                self._trusted[key] = trust
+            transport = self._transports.get(trust)
+            if transport is None:
+                transport = self._transports[trust] = await self._make(trust)
+            return transport
 
-    def _trust(self, scheme: str, host: str, insecure: bool) -> _Trust:
-        # A proxy sees names of its own network: this machine is never asked for through one, as in Go's clients.
-        proxied = not is_loopback(host) and bool(getproxies().keys() & {"http", "https", "all"})
-        if scheme != "https":
-            return _Trust(tls=False, proxied=proxied)
+    def _trust(self, host: str, insecure: bool, proxied: bool) -> _Trust:
         filed_under = "docker.io" if host_of(host) == "registry-1.docker.io" else host
         return _Trust(
             tls=True,
@@ -159,48 +166,36 @@ class Wire:
             proxied=proxied,
         )
 
-    async def _make(self, trust: _Trust) -> httpx.AsyncClient:
-        context = build_plain_context()
+    async def _make(self, trust: _Trust) -> Transport:
+        connect, stall = self._timeouts.connect, self._timeouts.stall
+        context = None
         if trust.tls:
             context = await anyio.to_thread.run_sync(lambda: build_context(trust.certificates, insecure=trust.insecure))
-        limits = self._timeouts
-        common: dict[str, Any] = {
-            "timeout": httpx.Timeout(limits.stall, connect=limits.connect, pool=None),  # waiting one's turn is no fault
-            "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # nothing a registry says is kept
-            "follow_redirects": False,
-            "event_hooks": {"response": [_take_location]},
-        }
-        if trust.proxied:  # httpx's own transport knows HTTP(S)_PROXY and NO_PROXY, also those in the middle of TLS
-            return httpx.AsyncClient(verify=context, limits=_LIMITS, trust_env=True, **common)
-        transport = SocketTransport(context=context if trust.tls else None, limits=_LIMITS)
-        return httpx.AsyncClient(transport=transport, trust_env=False, **common)
+        if not trust.proxied:
+            return DirectTransport(context=context, connect=connect, stall=stall)
+        from crungo.registry.proxied import ProxiedTransport
+
+        return ProxiedTransport(context=context or build_plain_context(), connect=connect, stall=stall)
 
 
-async def _take_location(response: httpx.Response) -> None:
-    """Put ``Location`` where httpx does not see it: it reads it even when told not to follow, and fails on bad ones."""
-    response.extensions["location"] = response.headers.pop("location", None)
+def _names_proxies(environ: Mapping[str, str]) -> bool:
+    return any(value and name.lower() in _PROXIES for name, value in environ.items())
 
 
-def _parsed(url: str, what: str) -> httpx.URL:
+def _parsed(url: str, what: str) -> Url:
     try:
-        return httpx.URL(url)
-    except httpx.InvalidURL:
+        return parse_url(url)
+    except ValueError:
         raise RegistryError(f"{what}: malformed address {printable(url, limit=100)}") from None
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int]:
-    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
-
-
-def _redirected(url: httpx.URL, location: str, outgoing: Outgoing) -> httpx.URL:
-    host = url.netloc.decode()
+def _redirected(url: Url, location: str, outgoing: Outgoing) -> Url:
+    host = url.netloc
     try:
-        target = url.join(location)
-        if target.userinfo:
-            target = target.copy_with(username=None, password=None)  # httpx would make credentials of them
-    except (httpx.InvalidURL, ValueError):
+        target = join_url(url, location)
+    except ValueError:
         raise RegistryError(f"{outgoing.what}: {host}: malformed redirect {printable(location, limit=100)}") from None
-    if target.scheme not in ("http", "https") or not target.host or not 0 < _origin(target)[2] < 65536:
+    if target.scheme not in ("http", "https") or not target.host or not 0 < target.port < 65536:
         raise RegistryError(f"{outgoing.what}: {host}: redirect to {printable(location, limit=100)} is not followed")
     if url.scheme == "https" and target.scheme == "http" and not outgoing.insecure:
         raise RegistryError(f"{outgoing.what}: {host}: redirect from https to http is not followed")

@@ -14,6 +14,7 @@ from crungo.registry.challenges import Challenge, parse_challenges
 from crungo.registry.failures import refused
 from crungo.registry.headers import (
     ContentRange,
+    Headers,
     error_detail,
     media_type,
     next_page,
@@ -24,6 +25,15 @@ from crungo.registry.headers import (
 from crungo.registry.taglist import read_tags
 
 HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push"'
+
+
+def test_fields_that_come_several_times() -> None:
+    headers = Headers([(b"Link", b"<a>"), (b"ETag", b"\xe4"), (b"LINK", b"<b>")])
+    assert headers["link"] == "<a>, <b>"
+    assert headers.lines("link") == ["<a>", "<b>"]
+    assert dict(headers) == {"link": "<a>, <b>", "etag": "ä"}
+    assert headers.get("location") is None
+    assert headers.lines("location") == []
 
 
 def test_the_usual_challenge() -> None:

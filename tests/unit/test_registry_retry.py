@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 
-import httpx
+import httpcore
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +19,8 @@ def failed(status: int | None = None, cause: BaseException | None = None) -> Reg
     return error
 
 
-def refused_connection(reason: OSError) -> httpx.ConnectError:
-    error = httpx.ConnectError("no")
+def refused_connection(reason: OSError) -> httpcore.ConnectError:
+    error = httpcore.ConnectError("no")
     error.__context__ = reason
     return error
 
@@ -37,14 +37,14 @@ def refused_connection(reason: OSError) -> httpx.ConnectError:
         (failed(416), False),
         (AuthenticationError("x", status=401), False),
         (failed(), False),
-        (failed(cause=httpx.ReadError("reset")), True),
-        (failed(cause=httpx.RemoteProtocolError("truncated")), True),
-        (failed(cause=httpx.ReadTimeout("stalled")), True),
-        (failed(cause=httpx.ConnectTimeout("slow")), True),
-        (failed(cause=httpx.ConnectError("refused")), False),
+        (failed(cause=httpcore.ReadError("reset")), True),
+        (failed(cause=httpcore.RemoteProtocolError("truncated")), True),
+        (failed(cause=httpcore.ReadTimeout("stalled")), True),
+        (failed(cause=httpcore.ConnectTimeout("slow")), True),
+        (failed(cause=httpcore.ConnectError("refused")), False),
         (failed(cause=refused_connection(ConnectionRefusedError(111, "refused"))), False),
         (failed(cause=refused_connection(ConnectionResetError(104, "reset"))), True),
-        (failed(cause=httpx.LocalProtocolError("ours")), False),
+        (failed(cause=httpcore.LocalProtocolError("ours")), False),
         (DigestMismatch("x"), False),
         (ValueError(), False),
     ],
