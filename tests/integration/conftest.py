@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.command import Crungo
 from tests.support.image import Image, Layer, busybox_image, push
-from tests.support.leaks import Snapshot, become_subreaper, settle, sweep
+from tests.support.leaks import Snapshot, become_subreaper, own_store, settle, sweep
 from tests.support.registry import TOOLS, Registry
 
 PushImage = Callable[..., str]
@@ -95,6 +95,7 @@ def nothing_left(request: pytest.FixtureRequest, subreaper: None) -> Iterator[No
     for name in ("crungo", "fresh_crungo"):
         if name in request.fixturenames:
             command: Crungo = request.getfixturevalue(name)
+            own_store(command.root)
             # All of the run root counts, and of the store what belongs to containers and to unfinished work.
             folders += [command.run, command.root / "containers", command.root / "names"]
             folders += [command.root / "ingest", command.root / "leases"]

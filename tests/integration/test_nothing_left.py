@@ -20,7 +20,7 @@ import pytest
 from tests.support.command import Crungo
 from tests.support.events import wait_until
 from tests.support.image import Layer, busybox_image
-from tests.support.leaks import CGROUPS, Snapshot, settle
+from tests.support.leaks import CGROUPS, Snapshot, own_store, settle
 from tests.support.stalled import Stalled
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
@@ -38,6 +38,7 @@ def folders(crungo: Crungo) -> list[Path]:
 @contextlib.contextmanager
 def nothing_remains(crungo: Crungo, what: str) -> Iterator[None]:
     """What is done in the block leaves nothing beyond two seconds."""
+    own_store(crungo.root)
     before = Snapshot.take(folders(crungo))
     yield
     if left := settle(before, folders(crungo)):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
+import struct
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Watch", "wait_for_exit", "wait_until"]
+__all__ = ["Entries", "Watch", "wait_for_exit", "wait_until"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400
 _ENTRIES = IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_DELETE_SELF
+IN_Q_OVERFLOW = 0x4000
 IN_CLOEXEC, IN_NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 
 
@@ -74,6 +78,31 @@ class Watch:
         for folder in folders:
             # A folder that is gone has taken the path with it.
             _libc.inotify_add_watch(descriptor, os.fsencode(folder), IN_MOVED_FROM | IN_DELETE | IN_DELETE_SELF)
+
+
+class Entries:
+    """The names of all entries that some folders ever get while they are watched, however short they last."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._seen: set[str] = set()
+
+    def watch(self, folder: Path) -> None:
+        if self._descriptor is None:
+            self._descriptor = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+        if _libc.inotify_add_watch(self._descriptor, os.fsencode(folder), IN_CREATE) < 0:
+            raise OSError(ctypes.get_errno(), "inotify_add_watch", str(folder))
+
+    def seen(self) -> set[str]:
+        with contextlib.suppress(BlockingIOError):
+            while self._descriptor is not None:
+                events = os.read(self._descriptor, 1 << 16)
+                while events:  # inotify(7): watch, mask, cookie, length of the name
+                    mask, length = struct.unpack_from("=4xI4xI", events)
+                    assert not mask & IN_Q_OVERFLOW
+                    self._seen.add(os.fsdecode(events[16 : 16 + length].rstrip(b"\0")))
+                    events = events[16 + length :]
+        return self._seen
 
 
 def wait_until(

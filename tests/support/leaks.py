@@ -2,7 +2,8 @@
 
 Two snapshots, before and after, are compared. The test process makes itself a subreaper, so that every process that
 a test has started, however often it forked, stays among its descendants until it ends: a stray one is found by
-descent and not by its name, and other users of the machine are not blamed.
+descent and not by its name, and other users of the machine are not blamed. Nor are they for cgroups: those of the
+tests' containers are known by the ids of these, which their stores list.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import re
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.events import Watch, wait_for_exit
+from tests.support.events import Entries, Watch, wait_for_exit
 
-__all__ = ["Snapshot", "become_subreaper", "descendants", "settle", "sweep"]
+__all__ = ["Snapshot", "become_subreaper", "descendants", "own_store", "settle", "sweep"]
 
 PR_SET_CHILD_SUBREAPER = 36
 CGROUPS = Path("/sys/fs/cgroup")
@@ -28,7 +29,7 @@ STANDING = frozenset({"containers"})
 """Directories of a run root that stay once they are made; what is in them counts."""
 DOWNLOADS = (".part", ".part.extents")
 """What a broken-off pull has fetched of a blob: the next pull goes on from there."""
-_CONTAINER = re.compile(r".*/containers/([0-9a-f]{64})(?: \(deleted\))?")
+_CONTAINER = re.compile(r"[0-9a-f]{64}")
 LASTING = ".cache"
 """libcrun's cache of compiled seccomp filters, one for each profile whatever the number of containers."""
 
@@ -59,7 +60,7 @@ class Snapshot:
         return cls(
             processes=frozenset(processes),
             mounts=frozenset(_mounts()),
-            cgroups=frozenset(_cgroups(own)),
+            cgroups=frozenset(_cgroups(own, _containers.seen())),
             descriptors=frozenset(_descriptors()),
             files=frozenset(_files(folders)),
         )
@@ -90,13 +91,9 @@ def settle(before: Snapshot, folders: Iterable[Path] = (), *, seconds: float = 2
     folders = list(folders)
     deadline = time.monotonic() + seconds
     collected = False
-    cgroups: frozenset[str] | None = None
     while True:
         _reap()
         left = Snapshot.take(folders).beyond(before)
-        # An empty cgroup may be one of somebody else's, at its beginning or its end: that is another one each time.
-        cgroups = left.cgroups if cgroups is None else left.cgroups & cgroups
-        left = replace(left, cgroups=cgroups)
         if left.descriptors and not collected:
             gc.collect()  # a forgotten object is a fault of its own, with a ResourceWarning of its own
             collected = True
@@ -112,6 +109,16 @@ def settle(before: Snapshot, folders: Iterable[Path] = (), *, seconds: float = 2
             _reap()
             if not left.beyond(Snapshot.take(folders)).describe():  # nothing went before the watch was there
                 watch.wait(remaining)
+
+
+_containers = Entries()
+
+
+def own_store(root: Path) -> None:
+    """Count the cgroups of all containers that are made in this store from now on, whoever makes them."""
+    folder = root / "containers"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _containers.watch(folder)
 
 
 def sweep(before: Snapshot) -> None:
@@ -172,37 +179,20 @@ def _mounts() -> list[str]:
     return [f"{fields[4]} (id {fields[0]})" for fields in map(str.split, lines)]
 
 
-def _cgroups(own: set[int]) -> list[str]:
-    """crungo's cgroups of every hierarchy, except those that hold only processes of somebody else."""
+def _cgroups(own: set[int], containers: set[str]) -> list[str]:
+    """The cgroups of these containers in every hierarchy, and those of crungo's that hold one of these processes."""
     found = []
-    foreign: set[str] | None = None
     for folder, subfolders, _ in os.walk(CGROUPS):
         for name in subfolders:
             path = os.path.join(folder, name)
-            if "crungo" not in os.path.relpath(path, CGROUPS):
+            if "crungo" not in (place := os.path.relpath(path, CGROUPS)):
                 continue
-            try:
-                members = {int(pid) for pid in Path(path, "cgroup.procs").read_text().split()}
-            except OSError:
-                continue
-            if not members:  # of a container at its beginning or its end
-                foreign = _claims_of_others(own) if foreign is None else foreign
-                if not any(identifier in path for identifier in foreign):
-                    found.append(path)
-            elif members & own:
+            if not containers.isdisjoint(_CONTAINER.findall(place)):
                 found.append(path)
-    return found
-
-
-def _claims_of_others(own: set[int]) -> set[str]:
-    """The containers of others' spawners: the lock of a container's directory is held until its cgroup is gone."""
-    found = set()
-    for pid in os.listdir("/proc"):
-        if pid.isdigit() and int(pid) not in own:
-            with contextlib.suppress(OSError):
-                for name in os.listdir(f"/proc/{pid}/fd"):
-                    if match := _CONTAINER.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}")):
-                        found.add(match[1])
+                continue
+            with contextlib.suppress(OSError):  # gone
+                if any(int(pid) in own for pid in Path(path, "cgroup.procs").read_text().split()):
+                    found.append(path)
     return found
 
 

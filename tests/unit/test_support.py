@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import leaks
 from tests.support.events import wait_for_exit
 from tests.support.image import Layer, make_image, sha256, write_layout
-from tests.support.leaks import Snapshot, become_subreaper, descendants, settle, sweep
+from tests.support.leaks import Snapshot, become_subreaper, descendants, own_store, settle, sweep
 from tests.support.terminal import Terminal
 
 
@@ -36,6 +37,25 @@ def test_files_and_descriptors_are_found(tmp_path: Path) -> None:
     os.close(writer)
     with subprocess.Popen(["sh", "-c", f"sleep 0.2; rmdir {tmp_path / 'left'}"]):
         assert settle(before, [tmp_path], seconds=5) == []
+
+
+def test_only_cgroups_of_own_containers_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "CGROUPS", tmp_path / "cgroup")
+    own_store(tmp_path / "own")
+    before = Snapshot.take()
+    for number, store in enumerate(("own", "foreign")):
+        identifier = f"{number:064}"
+        (tmp_path / store / "containers" / identifier).mkdir(parents=True)
+        group = tmp_path / "cgroup/pids" / f"crungo-{identifier}" / "exec-1"
+        group.mkdir(parents=True)
+        for file in (group / "cgroup.procs", group.parent / "cgroup.procs"):
+            file.touch()
+        (tmp_path / store / "containers" / identifier).rmdir()  # its cgroup should have gone before
+    found = sorted(Snapshot.take().beyond(before).cgroups)
+    own = tmp_path / "cgroup/pids" / f"crungo-{0:064}"
+    assert found == [str(own), str(own / "exec-1")]
+    (own.parent / f"crungo-{1:064}" / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    assert len(Snapshot.take().beyond(before).cgroups) == 3
 
 
 def test_descendants_does_not_list_ourselves() -> None:
