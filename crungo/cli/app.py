@@ -12,6 +12,8 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from crungo.cli.dispatch import COMPLETE_VARIABLE, GLOBAL_FLAGS, GROUPS, VERBS, check_arguments, load, version
 from crungo.cli.flags import Context, Parsed
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from crungo.cli.dispatch import VerbModule
-    from crungo.cli.flags import Argument, Flag
+    from crungo.cli.flags import Argument, Flag, Verb
 
 __all__ = ["build", "run"]
 
+BLANK = " "
+"""In place of a switch's type."""
 _WIDTH = 100
 """Columns of the help at most; longer lines are hard to read."""
 
@@ -32,7 +36,8 @@ _WIDTH = 100
 def run(words: Sequence[str]) -> int:
     """Print help, or complete; returns the exit code."""
     os.environ.setdefault("TERMINAL_WIDTH", str(min(_WIDTH, _columns())))
-    code = build()(args=list(words), prog_name="crungo", complete_var=COMPLETE_VARIABLE, standalone_mode=False)
+    command = get_command(build())
+    code = command(args=list(words), prog_name="crungo", complete_var=COMPLETE_VARIABLE, standalone_mode=False)
     return code if isinstance(code, int) else 0
 
 
@@ -55,6 +60,7 @@ def build() -> typer.Typer:
 def _group(name: str, text: str) -> typer.Typer:
     return typer.Typer(
         name=name,
+        cls=_Group,
         help=text,
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,12 +76,43 @@ def _add(app: typer.Typer, word: str, name: str) -> None:
     command = _callback(verb.flags, verb.arguments, _caller(module, name))
     app.command(
         word,
+        cls=_command(verb),
         help=verb.description,
         short_help=verb.summary,
         epilog=verb.epilog or None,
-        options_metavar="[OPTIONS]",
         context_settings=settings,
     )(command)
+
+
+class _Plain:
+    """A command whose help does without the names of Python's types, which typer puts beside every parameter."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(context)  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = _no_type
+            elif parameter.metavar is None:
+                parameter.metavar = BLANK
+        return parameters
+
+
+class _Group(_Plain, TyperGroup):
+    pass
+
+
+def _command(verb: Verb) -> type[TyperCommand]:
+    """The class of a verb's command, whose line of usage is docker's."""
+
+    class Command(_Plain, TyperCommand):
+        def collect_usage_pieces(self, context: Any) -> list[str]:
+            return ["[OPTIONS]", *(argument.usage for argument in verb.arguments)]
+
+    return Command
+
+
+def _no_type(**_: Any) -> None:
+    return None
 
 
 def _globals(context: typer.Context, values: dict[str, Any]) -> None:
@@ -147,7 +184,7 @@ def _option(flag: Flag) -> tuple[Any, Any]:
     info = typer.Option(
         *names,
         help=flag.help,
-        metavar=flag.metavar or " ",  # a blank in place of a switch's type
+        metavar=flag.metavar or BLANK,
         show_default=False,
         rich_help_panel=flag.panel,
     )

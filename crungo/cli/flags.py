@@ -59,6 +59,14 @@ class Argument(Record):
     required: bool = True
     many: bool = False
 
+    @property
+    def usage(self) -> str:
+        """As docker and podman write it in a line of usage: ``IMAGE [IMAGE...]``."""
+        rest = f"[{self.name}...]"
+        if not self.required:
+            return rest if self.many else f"[{self.name}]"
+        return f"{self.name} {rest}" if self.many else self.name
+
 
 class Verb(Record):
     """A verb of the command line. With ``interspersed`` flags may also follow the first argument."""

@@ -34,9 +34,8 @@ VERB = Verb(
     flags=FLAGS,
     arguments=(
         Argument(name="IMAGE", help="Image to run; with --rootfs, a directory."),
-        Argument(
-            name="COMMAND", help="Command in place of the image's own, and its arguments.", required=False, many=True
-        ),
+        Argument(name="COMMAND", help="Command in place of the image's own.", required=False),
+        Argument(name="ARG", help="Its arguments, dashes and all.", required=False, many=True),
     ),
     epilog="Exit code: the command's own; 125 crungo failed, 126 not executable, 127 not found, 128+n signal n.",
     interspersed=False,

@@ -109,6 +109,20 @@ def test_help_names_every_flag_within_eighty_columns() -> None:
         assert name.partition(" ")[0] in everything.stdout
 
 
+def test_help_speaks_of_no_types_and_as_docker_does() -> None:
+    for words, usage in {
+        ("run",): "crungo run [OPTIONS] IMAGE [COMMAND] [ARG...]",
+        ("rmi",): "crungo rmi [OPTIONS] IMAGE [IMAGE...]",
+        ("login",): "crungo login [OPTIONS] [SERVER]",
+        ("system", "df"): "crungo system df [OPTIONS]",
+        ("image",): "crungo image [OPTIONS] COMMAND [ARGS]...",
+        (): "crungo [OPTIONS] COMMAND [ARGS]...",
+    }.items():
+        text = crungo(*words, "--help").stdout
+        assert f"Usage: {usage}" in [line.strip() for line in text.splitlines()]
+        assert not {"<bool>", "<str>", "<list[str]>", "BOOLEAN"} & set(text.split())
+
+
 @pytest.mark.parametrize("group", dispatch.GROUPS)
 def test_a_group_lists_its_verbs(group: str) -> None:
     done = crungo(group)
