@@ -13,6 +13,7 @@ from crungo.cli.flags import Context, Flag, Parsed, Verb, parse
 from crungo.cli.messages import report
 from crungo.errors import UsageError
 from crungo.parsing.values import quote
+from crungo.parsing.values import words as split
 from crungo.paths import Roots
 
 TYPE_CHECKING = False
@@ -70,6 +71,19 @@ GROUPS = {
 }
 """The first words of verbs that have two, and what the help says of them."""
 
+_ATTENDED = "a container ends with its crungo run; the library has exec, stop, pause, stats, put, get and more"
+_PULLED = "images are pulled, and made elsewhere"
+_ALONE = "each container runs on its own"
+ABSENT = {
+    **dict.fromkeys(
+        split("attach container cp create exec kill logs pause ps restart rm start stats stop top unpause update wait"),
+        _ATTENDED,
+    ),
+    **dict.fromkeys(split("build buildx commit export import load push save"), _PULLED),
+    **dict.fromkeys(split("compose kube network pod swarm volume"), _ALONE),
+}
+"""What users of docker and podman may try, and why it is not here."""
+
 GLOBAL_FLAGS = (
     Flag(name="--root", metavar="DIR", help="Directory of images and containers (CRUNGO_ROOT)."),
     Flag(name="--runroot", metavar="DIR", help="Directory of running state (CRUNGO_RUN)."),
@@ -105,9 +119,10 @@ def _run(words: list[str], state: _State) -> int:
     if parsed.switch("version"):
         print(f"crungo version {version()}")
         return 0
-    if parsed.help or not parsed.arguments:
+    asked = _asked(parsed.arguments)
+    if parsed.help or not asked:
         return _application(["--help"])
-    name, *rest = parsed.arguments
+    name, *rest = asked
     if name in GROUPS:
         if not rest or rest[0] in ("--help", "-h"):
             return _application([name, "--help"])
@@ -124,6 +139,14 @@ def _run(words: list[str], state: _State) -> int:
     return module.call(line, Context(roots=roots, debug=state.debug))
 
 
+def _asked(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of a line, ``help VERB`` as ``VERB --help``."""
+    if words[:1] != ("help",):
+        return words
+    verb = words[1 : 3 if GROUPS.keys() & words[1:2] else 2]
+    return (*verb, "--help") if verb else ()
+
+
 def load(name: str) -> VerbModule:
     """The module of a verb.
 
@@ -132,6 +155,8 @@ def load(name: str) -> VerbModule:
     """
     place = VERBS.get(name)
     if place is None:
+        if name in ABSENT:
+            raise UsageError(f"{name} is not supported: {ABSENT[name]}")
         from difflib import get_close_matches
 
         found = get_close_matches(name, (*VERBS, *GROUPS), n=1)

@@ -51,11 +51,11 @@ def call(parsed: Parsed, context: Context) -> int:
 
 def server(parsed: Parsed) -> str:
     """The registry that is meant, as ``host[:port]``."""
-    from crungo.image.reference import DEFAULT_REGISTRY, Reference
+    from crungo.image.reference import DEFAULT_REGISTRY, check_registry
     from crungo.registry.credentials import server_key
 
     host = server_key(parsed.arguments[0] if parsed.arguments else DEFAULT_REGISTRY).partition("/")[0]
-    Reference(registry=host, repository="library/x", tag="x")  # raises when it is no registry's name
+    check_registry(host)
     return host
 
 

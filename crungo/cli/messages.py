@@ -45,6 +45,8 @@ def report(error: BaseException, *, verb: str | None = None, debug: bool = False
     if isinstance(first, OSError):
         where = f"{os.fsdecode(first.filename)}: " if isinstance(first.filename, (str, bytes)) else ""
         _write(f"crungo: {_printable(where)}{first.strerror or first}\n")
+        if isinstance(first, PermissionError) and os.geteuid() != 0:
+            _write("hint: run it with sudo\n")
     else:
         _write(f"crungo: internal error: {type(first).__name__}: {_printable(str(first))}\n")
         if not debug:

@@ -15,7 +15,7 @@ from crungo.errors import InvalidReference
 from crungo.image.digest import digest_problem
 from crungo.records import Record, replace
 
-__all__ = ["DEFAULT_REGISTRY", "DEFAULT_TAG", "Reference"]
+__all__ = ["DEFAULT_REGISTRY", "DEFAULT_TAG", "Reference", "check_registry"]
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
@@ -128,6 +128,19 @@ class Reference(Record):
 
     def _joined(self) -> str:
         return self.name + self._suffix()
+
+
+def check_registry(host: str) -> None:
+    """Refuse what no reference could begin with to mean a registry.
+
+    Raises:
+        InvalidReference: the message names the host and what is wrong with it.
+    """
+    problem = _registry_problem(host)
+    if problem is None and _split(f"{host}/x/x")[0] != host:
+        problem = "without a dot or a port it would be part of an image's name"
+    if problem is not None:
+        raise InvalidReference(f"invalid registry {_shown(host)}: {problem}")
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -269,7 +269,7 @@ class Channel:
 def require_root() -> None:
     """Raises HostError where a spawner could do nothing."""
     if os.geteuid() != 0:
-        raise errors.HostError("crungo makes containers as root only", hint="run it with sudo")
+        raise errors.HostError("crungo needs root to make containers and unpack images", hint="run it with sudo")
 
 
 def error_from(message: dict[str, Any]) -> errors.CrungoError:

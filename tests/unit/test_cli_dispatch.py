@@ -49,6 +49,20 @@ def crungo(*words: str, environ: dict[str, str] | None = None) -> subprocess.Com
         (["pull", "--retry", "-1", "x"], 'invalid value "-1" for --retry: too small; the least is 0', "pull"),
         (["login", "-u", "me", "a/b://"], None, "login"),
         (["login", "--password-stdin", "x.y"], "--password-stdin needs --username", "login"),
+        (
+            ["login", "-u", "me", "-p", "x", "host"],
+            "invalid registry 'host': without a dot or a port it would be part of an image's name",
+            "login",
+        ),
+        (["logout", "-"], "invalid registry '-': the registry is not a host name with an optional port", "logout"),
+        (
+            ["ps", "-a"],
+            "ps is not supported: a container ends with its crungo run; the library has exec, stop, pause, stats, "
+            "put, get and more",
+            None,
+        ),
+        (["build", "."], "build is not supported: images are pulled, and made elsewhere", None),
+        (["compose"], "compose is not supported: each container runs on its own", None),
     ],
 )
 def test_usage_errors(
@@ -63,7 +77,7 @@ def test_usage_errors(
     assert tail == f"Run 'crungo {verb + ' ' if verb else ''}--help' for more information\n"
 
 
-def test_errors_are_one_line_and_one_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_one_code(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def said(error: BaseException, **keywords: object) -> tuple[int, str]:
         code = report(error, **keywords)  # type: ignore[arg-type]
         out, err = capsys.readouterr()
@@ -76,7 +90,9 @@ def test_errors_are_one_line_and_one_code(capsys: pytest.CaptureFixture[str]) ->
     assert said(errors.StoreError("x\x1b[2J\ny")) == (125, "crungo: x\\x1b[2J\\ny\n")
     assert said(KeyboardInterrupt()) == (130, "")
     assert said(SystemExit(3)) == (3, "")
-    assert said(PermissionError(13, "Permission denied", "/x")) == (125, "crungo: /x: Permission denied\n")
+    for user, hint in ((0, ""), (1000, "hint: run it with sudo\n")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert said(PermissionError(13, "Permission denied", "/x")) == (125, f"crungo: /x: Permission denied\n{hint}")
     code, text = said(RuntimeError("odd"))
     assert (code, text.splitlines()[0]) == (125, "crungo: internal error: RuntimeError: odd")
     with pytest.raises(ZeroDivisionError) as caught:
@@ -107,6 +123,13 @@ def test_help_names_every_flag_within_eighty_columns() -> None:
     assert everything.returncode == 0
     for name in dispatch.VERBS:
         assert name.partition(" ")[0] in everything.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["run"], ["image"], ["system", "df"]])
+def test_help_is_a_verb_too(words: list[str]) -> None:
+    assert crungo("help", *words).stdout == crungo(*words, "--help").stdout
+    assert crungo("help", "nope").returncode == 125
+    assert crungo("help", "run", "x", "true").stdout == crungo("run", "--help").stdout
 
 
 def test_help_speaks_of_no_types_and_as_docker_does() -> None:

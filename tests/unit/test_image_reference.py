@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crungo.errors import InvalidReference
-from crungo.image.reference import Reference
+from crungo.image.reference import Reference, check_registry
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -133,3 +133,15 @@ def test_anything_is_a_reference_or_refused(text: str) -> None:
         assert Reference.parse(reference.familiar) == reference
         assert ".." not in message
     assert message.isprintable()
+
+
+@pytest.mark.parametrize("host", ["docker.io", "localhost", "a:5000", "ghcr.io", "[::1]:5000", "10.0.0.1"])
+def test_registries(host: str) -> None:
+    check_registry(host)
+    assert Reference.parse(f"{host}/x/y").registry == host
+
+
+@pytest.mark.parametrize("host", ["", "a", "A_B.c", "a.b:0", "index.docker.io", "a/b.c", "a.b:99999"])
+def test_what_is_no_registry(host: str) -> None:
+    with pytest.raises(InvalidReference, match="invalid registry"):
+        check_registry(host)
