@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
+from crungo.errors import StoreError
 from crungo.image.digest import algorithm_of, hex_of, is_digest
 
-__all__ = ["Layout", "boot_id", "write_whole"]
+__all__ = ["Layout", "boot_id", "write_all", "write_whole"]
 
 _DIRECTORIES = ("blobs/sha256", "refs", "layers", "ingest", "leases")
 _OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
@@ -79,19 +80,35 @@ def write_whole(path: str, body: bytes, *, temporary: str, mode: int = 0o644) ->
 
     Nothing is synced: what a crash of the machine damages is noticed by whoever reads it, since all small files of the
     store are either verified by their digest or checked when parsed.
+
+    Raises:
+        StoreError: there is no room.
+        OSError: the file cannot be made.
     """
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            view = memoryview(body)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, body, path)
         finally:
             os.close(fd)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_all(fd: int, body: bytes, path: str) -> None:
+    """Write all of it to a file of the store, which an error names.
+
+    Raises:
+        StoreError: there is no room.
+    """
+    view = memoryview(body)
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError as error:
+        raise StoreError(f"store: cannot write {path}: {error.strerror}") from error
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 
 from crungo.image.digest import is_digest
+from crungo.image.layout import write_all
 from crungo.image.locks import open_locked, try_lock
 
 TYPE_CHECKING = False
@@ -38,7 +39,8 @@ class Lease:
         try:
             try_lock(self._fd)
             lines = [f"{_HOLDER}{holder}"] if holder else []
-            os.write(self._fd, "".join(f"{line}\n" for line in (*lines, *sorted(set(digests)))).encode())
+            text = "".join(f"{line}\n" for line in (*lines, *sorted(set(digests))))
+            write_all(self._fd, text.encode(), self._path)
         except BaseException:
             self.close()
             raise

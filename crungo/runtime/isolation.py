@@ -15,7 +15,7 @@ import _socket
 import os
 import sys
 
-from crungo.errors import HostError
+from crungo.errors import CrungoError, HostError
 from crungo.runtime import syscalls, wire
 
 TYPE_CHECKING = False
@@ -42,11 +42,17 @@ def main() -> NoReturn:
         cgroups.claim_controllers()
         spawner.Spawner(control, sys.argv[2], sys.argv[3]).serve()
     except BaseException as error:  # the engine shall be told, whatever it was
-        import traceback
-
-        wire.send(control, {"event": "died", "message": "".join(traceback.format_exception(error))})
+        wire.send(control, {"event": "died", "message": _words(error)})
         os._exit(1)
     os._exit(0)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, CrungoError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _require_read_only(mounted: str) -> None:

@@ -118,7 +118,7 @@ class SpawnerProcess:
         except OSError:
             message = None
         if message is not None:  # it comes once; others may ask, too
-            self._last_words = message["message"].strip().splitlines()[-1]
+            self._last_words = message["message"]
         if not self._last_words:
             return errors.SpawnerDied("the helper process ended unexpectedly")
         return errors.SpawnerDied(f"the helper process failed: {self._last_words}")

@@ -226,6 +226,12 @@ def test_the_next_start_sweeps(crungo: Crungo, busybox_reference: str) -> None:
     assert settle(before, folders) == []
 
 
+def test_a_place_that_is_no_directory(crungo: Crungo, busybox_reference: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = replace(crungo, run=tmp_path / "file")("run", busybox_reference, "true", check=125)
+    assert done.stderr == f"crungo: the helper process failed: {tmp_path}/file/containers: Not a directory\n"
+
+
 # Its owner's end.
 
 FORKER = """

@@ -20,6 +20,7 @@ import pytest
 from crungo.errors import ImageInUse, ImageNotKnown, StoreError, UsageError
 from crungo.image import locks
 from crungo.image.check import check
+from crungo.image.layout import write_all
 from crungo.image.leases import Lease
 from crungo.image.locks import is_current, lock, open_locked, try_lock
 from crungo.image.manifest import Descriptor
@@ -328,6 +329,13 @@ class TestCheck:
         assert all(problem.mended for problem in await check(store, unpacker, repair=True))
         assert await check(store, unpacker) == []
         assert store.untrusted(image) == ()
+
+
+def test_what_has_no_room_is_named() -> None:
+    fd = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(StoreError, match="store: cannot write /store/x: No space left on device"):
+        write_all(fd, b"x", "/store/x")
+    os.close(fd)
 
 
 # ---- locks
