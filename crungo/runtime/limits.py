@@ -21,6 +21,8 @@ __all__ = ["changed_resources", "resources", "rlimits", "sysctls"]
 
 _CPU_PERIOD = 100_000  # microseconds; docker's
 _UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
+_LEAST_FILES = 32
+"""libcrun sets the limit first, and then makes the container: a cgroup, mounts, namespaces."""
 
 # Kernel parameters that belong to a namespace of the container; all others are the host's.
 _IPC_SYSCTLS = frozenset(
@@ -123,6 +125,7 @@ def rlimits(config: ContainerConfig, host: HostFacts) -> list[dict[str, Any]]:
     """The ``process.rlimits`` list, of what was asked for.
 
     Raises:
+        UsageError: a soft limit is above its hard limit, or too low for a container to start.
         HostError: a limit is above the caller's hard limit, and the caller may not raise it.
     """
     chosen = {ulimit.name: ulimit for ulimit in config.ulimits}
@@ -139,8 +142,11 @@ def _check_rlimit(ulimit: Ulimit, host: HostFacts) -> None:
     what = f"--ulimit {ulimit.name}={ulimit.soft}:{ulimit.hard}"
     if _unsigned(ulimit.soft) > wanted:
         raise UsageError(f"{what}: the soft limit is above the hard limit")
-    if ulimit.name == "nofile" and wanted > host.nr_open:
-        raise HostError(f"{what}: the kernel's ceiling is {host.nr_open} (fs.nr_open)")
+    if ulimit.name == "nofile":
+        if _unsigned(ulimit.soft) < _LEAST_FILES:
+            raise UsageError(f"{what}: too few to start a container with; the least is {_LEAST_FILES}")
+        if wanted > host.nr_open:
+            raise HostError(f"{what}: the kernel's ceiling is {host.nr_open} (fs.nr_open)")
     if "SYS_RESOURCE" in host.capabilities or ulimit.name not in host.rlimits:
         return
     allowed = _unsigned(host.rlimits[ulimit.name][1])
