@@ -36,7 +36,8 @@ def refused(
     if status in (401, 403):
         return AuthenticationError(message, status=status, hint=hint or f"log in first: crungo login {registry}")
     if status == 404:
-        return ImageNotFound(message, status=status, hint=hint)
+        mistaken = "check its name and tag" if what.startswith("manifest ") else None  # other things are named by it
+        return ImageNotFound(message, status=status, hint=hint or mistaken)
     error = RegistryError(message, status=status, hint=hint)
     error.retry_after = parse_retry_after(headers.get("retry-after"), now=time.time())
     return error

@@ -135,7 +135,10 @@ class Wire:
         try:
             response = await transport.send(method, url, headers, content)
         except FAILURES as error:
-            raise unreachable(outgoing.what, url.netloc, error) from error
+            failure = unreachable(outgoing.what, url.netloc, error)
+            if _may_be_proxied(url.netloc):
+                failure.hint = failure.hint or "HTTP_PROXY, HTTPS_PROXY and NO_PROXY are in effect"
+            raise failure from error
         if response.status != 400 or url.scheme == "https":  # 400 is what servers of TLS say to plain http
             self._answering.add(url.origin)
         return response
@@ -146,8 +149,7 @@ class Wire:
         async with self._making:
             trust = self._trusted.get(key)
             if trust is None:
-                # A proxy sees names of its own network: this machine is never asked for through one, as in Go.
-                proxied = not is_loopback(host) and _names_proxies(os.environ)
+                proxied = _may_be_proxied(host)
                 trust = _Trust(tls=False, proxied=proxied)
                 if url.scheme == "https":
                     trust = await anyio.to_thread.run_sync(self._trust, host, insecure, proxied)
@@ -178,8 +180,9 @@ class Wire:
         return ProxiedTransport(context=context or build_plain_context(), connect=connect, stall=stall)
 
 
-def _names_proxies(environ: Mapping[str, str]) -> bool:
-    return any(value and name.lower() in _PROXIES for name, value in environ.items())
+def _may_be_proxied(host: str) -> bool:
+    # A proxy sees names of its own network: this machine is never asked for through one, as in Go.
+    return not is_loopback(host) and any(value and name.lower() in _PROXIES for name, value in os.environ.items())
 
 
 def _parsed(url: str, what: str) -> Url:

@@ -784,6 +784,20 @@ async def test_https_does_not_become_http(tmp_path: Path, authority: Path) -> No
             assert await received(stream) == BLOB
 
 
+async def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the registry, which has not been asked: the hint says so."""
+    async with serving(good) as gone, serving(good) as server:
+        pass
+    monkeypatch.setenv("https_proxy", gone.url)
+    async with client(retries=0) as registry:
+        with pytest.raises(RegistryError, match=r"reg\.invalid: ") as caught:
+            await registry.get_manifest(Reference.parse("reg.invalid/a/b:1"))
+        assert caught.value.hint == "HTTP_PROXY, HTTPS_PROXY and NO_PROXY are in effect"
+        with pytest.raises(RegistryError) as caught:
+            await registry.get_manifest(ref(server))
+        assert caught.value.hint is None
+
+
 async def test_a_proxy_is_used_but_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(good) as proxy, serving(good) as server:
         monkeypatch.setenv("http_proxy", proxy.url)

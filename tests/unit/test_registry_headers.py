@@ -185,6 +185,8 @@ def test_refusals_are_classified() -> None:
     error = refused("manifest x:1", "r.example", 404, headers={"content-type": "application/json"}, body=body)
     assert isinstance(error, ImageNotFound)
     assert str(error) == "manifest x:1: r.example answered 404 Not Found (MANIFEST_UNKNOWN: manifest unknown)"
+    assert error.hint == "check its name and tag"
+    assert refused("blob x", "r.example", 404, headers={}, body=b"").hint is None
     assert isinstance(refused("x", "r", 403, headers={}, body=b""), AuthenticationError)
     late = refused("x", "r", 429, headers={"retry-after": "7"}, body=b"")
     assert (type(late), late.status, late.retry_after) == (RegistryError, 429, 7.0)
