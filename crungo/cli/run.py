@@ -58,7 +58,9 @@ async def _run(
         write_id = await stack.enter_async_context(_id_file(options.cidfile)) if options.cidfile else None
         progress = None if options.quiet else _Progress(stack, missing=options.config.pull == "missing")
         async with (
-            Engine(root=roots.root, run=roots.run, progress=progress, spawner=spawner) as engine,
+            Engine(
+                root=roots.root, run=roots.run, progress=progress, authfile=options.authfile, spawner=spawner
+            ) as engine,
             anyio.create_task_group() as group,
         ):
             if progress is not None:

@@ -114,6 +114,12 @@ FLAGS = (
         panel=_IMAGE,
         help="Ask the registry: missing, always, never, newer (missing).",
     ),
+    Flag(
+        name="--authfile",
+        metavar="FILE",
+        panel=_IMAGE,
+        help="File of credentials for a pull (that of docker or podman).",
+    ),
     Flag(name="--platform", metavar="OS/ARCH", panel=_IMAGE, help="Platform to choose, such as linux/arm64."),
     Flag(name="--quiet", short="-q", kind="switch", panel=_IMAGE, help="Show no progress of a pull."),
     Flag(name="--rootfs", kind="switch", panel=_IMAGE, help="IMAGE is a directory to use as the root, as it is."),

@@ -64,12 +64,13 @@ class Surroundings(Record):
 class RunOptions(Record):
     """What ``crungo run`` is asked to do: the container, and how to attend to it.
 
-    ``cidfile`` is a path to write the id to;
+    ``cidfile`` is a path to write the id to, ``authfile`` one of credentials for a pull;
     ``sig_proxy`` sends signals on; ``quiet`` shows no progress; ``crun_debug`` brings libcrun's log to stderr.
     """
 
     config: ContainerConfig
     cidfile: str | None = None
+    authfile: str | None = None
     sig_proxy: bool = True
     quiet: bool = False
     crun_debug: bool = False
@@ -113,6 +114,7 @@ def to_options(parsed: Parsed, around: Surroundings, *, debug: bool = False) -> 
     return RunOptions(
         config=to_config(parsed, around),
         cidfile=cidfile,
+        authfile=parsed.text("authfile"),
         sig_proxy=parsed.switch("sig_proxy"),
         quiet=parsed.switch("quiet"),
         crun_debug=parsed.switch("crun_debug"),

@@ -61,11 +61,15 @@ def test_in_and_out(user: Crungo, guarded: str) -> None:
     done = user("login", "-u", USER, "--password-stdin", guarded, input=f"{PASSWORD}\n", check=0)
     assert (done.stdout, done.stderr) == ("Login Succeeded\n", "")
     assert stored(user) == {guarded: f"{USER}:{PASSWORD}"}
+    kept = Path(user.env["HOME"], "kept.json")
+    kept.write_bytes(Path(user.env["XDG_RUNTIME_DIR"], "containers", "auth.json").read_bytes())
     found = user("pull", f"{guarded}/x", check=125)
     assert "404" in found.stderr  # it may look, and there is none
     assert user("logout", guarded, check=0).stdout == f"Removing login credentials for {guarded}\n"
     assert stored(user) == {}
     assert user("logout", guarded, check=0).stdout == f"Not logged in to {guarded}\n"
+    assert "crungo login" in user("run", f"{guarded}/x", "true", check=125).stderr
+    assert "404" in user("run", "--authfile", kept, f"{guarded}/x", "true", check=125).stderr
 
 
 def test_a_wrong_password_is_not_stored(user: Crungo, guarded: str) -> None:

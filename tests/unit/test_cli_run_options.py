@@ -117,8 +117,9 @@ def test_flags_of_the_container(words: list[str], field: str, expected: Any) -> 
 
 
 def test_flags_of_the_run() -> None:
-    given = options("--rm", "--cidfile", "c", "--sig-proxy=false", "-q", "--crun-debug", "x")
+    given = options("--rm", "--cidfile", "c", "--sig-proxy=false", "-q", "--crun-debug", "--authfile", "a", "x")
     assert (given.cidfile, given.sig_proxy, given.quiet, given.crun_debug) == ("c", False, True, True)
+    assert given.authfile == "a"
     assert options("--quiet=false", "--rm=true", "x") == RunOptions(config=ContainerConfig(image="x"))
     with pytest.raises(UsageError, match="--rm=false is not supported: a container is always removed"):
         options("--rm=false", "x")
