@@ -20,7 +20,7 @@ from crungo.runtime.requests import error_from
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Any, Unpack
 
@@ -59,6 +59,16 @@ class Container(Process):
         self.traits = traits
         self._execute = execute
         self._serial = 0
+
+    @property
+    def name(self) -> str:
+        """The configuration's, or the one that was made up."""
+        return self.traits.name
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The image's, and over them the configuration's. Nothing but this keeps them."""
+        return self.traits.labels
 
     @property
     def alive(self) -> bool:

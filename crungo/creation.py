@@ -33,9 +33,12 @@ __all__ = ["Creation", "Traits", "begin"]
 
 
 class Traits(Record):
-    """What a container needs to know of itself: the id of its image, how it is stopped (a signal, and seconds until it
-    is killed), whether the host can limit memory plus swap, and the OCI process object that it was made with."""
+    """What a container needs to know of itself: its name, its labels with those of its image, the id of that, how it is
+    stopped (a signal, and seconds until it is killed), whether the host can limit memory plus swap, and the OCI process
+    object that it was made with."""
 
+    name: str
+    labels: Mapping[str, str]
     image: str | None
     stop_signal: int
     stop_timeout: float
@@ -73,6 +76,8 @@ class Creation:
         filled = template.fill(self.identifier)
         self.user = config.user if config.user is not None else image.config.user if image else None
         self.traits = Traits(
+            name=config.name or random_name(),
+            labels={**(image.config.labels if image is not None else {}), **config.labels},
             image=None if image is None else image.id,
             stop_signal=config.stop_signal or _stop_signal(image),
             stop_timeout=config.stop_timeout,
@@ -82,7 +87,7 @@ class Creation:
         message: dict[str, Any] = {
             "op": "create",
             "id": self.identifier,
-            "name": config.name or random_name(),
+            "name": self.traits.name,
             "layers": None if image is None else list(image.layers),
             "rootfs": config.rootfs,
             "spec": filled.spec,

@@ -124,6 +124,17 @@ STUBBORN = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
 POLITE = "trap 'exit 5' {signal}; echo ready; while :; do sleep 0.05; done"
 
 
+async def test_name_and_labels(crungo: Crungo, push_image: PushImage) -> None:
+    labels = {"team": "image", "tier": "1"}
+    reference = push_image("labelled", change_config=lambda config: config["config"].update(Labels=labels))
+    async with engine(crungo) as api:
+        async with api.container(reference, ["true"], name="known", labels={"team": "own", "job": ""}) as box:
+            assert (box.name, dict(box.labels)) == ("known", {"team": "own", "tier": "1", "job": ""})
+        async with api.container(reference, ["true"]) as box:
+            assert os.readlink(crungo.root / "names" / box.name).endswith(box.id)
+            assert box.labels == labels
+
+
 async def test_stop(crungo: Crungo, busybox_reference: str, push_image: PushImage) -> None:
     own = push_image(
         "library/stop-usr1", config={"Cmd": ["sh", "-c", POLITE.format(signal="USR1")], "StopSignal": "SIGUSR1"}
