@@ -107,6 +107,13 @@ class Creation:
             raise
         self.heard: list[tuple[dict[str, Any], list[int]]] = []
 
+    def hint(self) -> str | None:
+        """What libcrun's own words for a refusal do not tell: which mounts nobody has asked for by name."""
+        if not self.config.read_only or self.image is None or not self.image.config.volumes:
+            return None
+        volumes = ", ".join(self.image.config.volumes)
+        return f"a read-only root keeps the image's volumes writable ({volumes}), if they are directories of its own"
+
     def event(self, name: str) -> dict[str, Any] | None:
         """The event of this name, where it was heard."""
         return next((message for message, _ in self.heard if message["event"] == name), None)

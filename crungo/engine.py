@@ -21,7 +21,7 @@ import anyio
 from anyio import to_thread
 
 from crungo.containers import Container
-from crungo.errors import HostError, NameInUse, UsageError
+from crungo.errors import HostError, LibcrunError, NameInUse, UsageError
 from crungo.loopguard import LoopGuard
 from crungo.openfiles import naming_the_limit
 from crungo.paths import Roots
@@ -350,7 +350,11 @@ class Engine:
         )
         container._hear(creation.heard)
         self._containers.add(container)
-        await container._launch(creation.request, until="created" if created else "started")
+        try:
+            await container._launch(creation.request, until="created" if created else "started")
+        except LibcrunError as error:
+            error.hint = creation.hint()
+            raise
         return container
 
     async def _execute(self, creation: Creation, config: ExecConfig) -> Process:

@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,19 @@ def test_shm(run: Run) -> None:
     script = "df -k /dev/shm | tail -1; stat -c %a /dev/shm"
     assert run(script).split()[1::5] == ["65536", "1777"]
     assert run("--shm-size", "1m", script).split()[1::5] == ["1024", "1777"]
+
+
+@pytest.mark.parametrize("target", ["/proc", "/dev", "/etc/passwd"])
+def test_an_images_volume_that_cannot_be_one(crungo: Crungo, push_image: PushImage, target: str) -> None:
+    def add_volume(config: dict[str, Any]) -> None:
+        config["config"].update(Volumes={"/data": {}})
+
+    reference = push_image(f"volume{target}", Layer().symlink("data", target), change_config=add_volume)
+    crungo("run", reference, "true", check=0)
+    done = crungo("run", "--read-only", reference, "true", check=125)
+    assert done.stderr.endswith(
+        "hint: a read-only root keeps the image's volumes writable (/data), if they are directories of its own\n"
+    )
 
 
 def test_a_read_only_root(run: Run, data: Path) -> None:
