@@ -43,12 +43,12 @@ time of a processor, and what could overlap is a few milliseconds."""
 class LayerPull(Record):
     """The making of one layer. Without a ``client``, only what is in the store can be used.
 
-    ``limit`` bounds the size of the unpacked tar, in bytes.
+    ``diff_ids`` waits for what the configuration says of it. ``limit`` bounds the size of the unpacked tar, in bytes.
     """
 
     reference: Reference
     layer: Descriptor
-    diff_id: str
+    diff_ids: Callable[[], Awaitable[set[str]]]
     store: Store
     unpacker: Unpacker
     client: RegistryClient | None
@@ -65,21 +65,24 @@ class LayerPull(Record):
             DigestMismatch, LayerError: the layer is not what manifest and configuration say, or cannot be unpacked.
             StoreError: the store is full, or lacks a blob that cannot be fetched.
         """
-        known = self._is_known()
+        known = await self._is_known()
         if known and self._has_blob():
             self.tracker.done(cached=True)
             return
         self.tracker.at("waiting", 0)
         if not known:
             async with self.store.layers.staging(self.layer.digest) as staging:
-                if not self._is_known():  # nor has anybody made it meanwhile
+                if not await self._is_known():  # nor has anybody made it meanwhile
                     await self._unpack(staging)
         if not self._has_blob():
             await self._fetch_only()  # a repair has taken it away
         self.tracker.done(cached=False)
 
-    def _is_known(self) -> bool:
-        return self.store.layers.trusted(self.layer.digest, self.diff_id)
+    async def _is_known(self) -> bool:
+        layers, digest = self.store.layers, self.layer.digest
+        if layers.record(digest) is None:
+            return False  # whatever the configuration says
+        return all(layers.trusted(digest, diff_id) for diff_id in await self.diff_ids())
 
     def _has_blob(self) -> bool:
         return self.client is None or self.store.blobs.has(self.layer.digest, self.layer.size)
@@ -102,7 +105,7 @@ class LayerPull(Record):
                 unpacked = await self._verified(part, lambda: self._unpack_part(part, staging), staging)
                 assert unpacked is not None
                 try:
-                    self._check_diff_id(unpacked)
+                    await self._check_diff_id(unpacked)
                 except ImageError:
                     part.restart()
                     raise
@@ -132,7 +135,7 @@ class LayerPull(Record):
             blobs.discard(layer.digest)
             await anyio.to_thread.run_sync(staging.empty)
             return False
-        self._check_diff_id(unpacked)
+        await self._check_diff_id(unpacked)
         await self._keep(staging, unpacked)
         return True
 
@@ -233,8 +236,8 @@ class LayerPull(Record):
         found = await anyio.to_thread.run_sync(hash_file, fd, self.layer.digest)
         return found == (self.layer.digest, self.layer.size)
 
-    def _check_diff_id(self, unpacked: Unpacked) -> None:
-        if unpacked.diff_id != self.diff_id:
+    async def _check_diff_id(self, unpacked: Unpacked) -> None:
+        for diff_id in await self.diff_ids() - {unpacked.diff_id}:
             raise DigestMismatch(
-                f"layer {self.layer.digest}: unpacks to {unpacked.diff_id}, the configuration says {self.diff_id}"
+                f"layer {self.layer.digest}: unpacks to {unpacked.diff_id}, the configuration says {diff_id}"
             )

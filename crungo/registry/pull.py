@@ -1,6 +1,7 @@
 """Pulling an image: what is missing of it, all layers at once, each unpacked while it comes.
 
-    manifest ─► configuration ─► for each layer: download ─► file ─► unpacker (another process) ─► compare ─► rename
+    manifest ─┬─► configuration ───────────────────────────────────────────────────┐ diff ids
+              └─► for each layer: download ─► file ─► unpacker (another process) ─► compare ─► rename
 
 Invariant: an image gets its name in the store last, when all of it is there and verified. Until then a lease keeps what
 is there already; whatever ends a pull early leaves files that nothing names, which the next pull goes on with.
@@ -8,6 +9,7 @@ is there already; whatever ends a pull early leaves files that nothing names, wh
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,7 +21,7 @@ from crungo.image.refs import RefRecord, stored_name
 from crungo.records import Record
 from crungo.registry.groups import single_failure
 from crungo.registry.progress import ImageDone, ImageResolved, Tracker
-from crungo.registry.resolve import Resolved, resolve
+from crungo.registry.resolve import Resolved, fetch_config, resolve
 from crungo.registry.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ class _Pull(Record):
             return image
         client = None if self.policy == "never" else self.client
         with await anyio.to_thread.run_sync(self.store.hold, image):
-            await self._layers(image.manifest, image.config, client)
+            await self._layers(image.manifest, _DiffIds(image.manifest, image.config), client)
         return self.store.image(self.reference)
 
     async def _is_current(self, image: Image) -> bool:
@@ -150,7 +152,7 @@ class _Pull(Record):
         return head.digest == image.target
 
     async def _fetch(self) -> Image:
-        resolved = await resolve(self.client, self.reference, self.platform, explicit=self.explicit, retry=self.retry)
+        resolved = await resolve(self.client, self.reference, self.platform)
         if self.progress is not None:
             self.progress(
                 ImageResolved(
@@ -161,7 +163,7 @@ class _Pull(Record):
             )
         lease = await anyio.to_thread.run_sync(self.store.lease, resolved.digests)
         try:
-            await self._layers(resolved.manifest, resolved.config, self.client)
+            await self._contents(resolved)
             return await anyio.to_thread.run_sync(self._commit, resolved)
         except ImageError:
             # A bad image: nothing of it is of use to a later pull. What broke off for other reasons is.
@@ -171,6 +173,22 @@ class _Pull(Record):
             raise
         finally:
             lease.close()
+
+    async def _contents(self, resolved: Resolved) -> None:
+        """The layers, and beside them the configuration, so that they begin one round trip earlier."""
+        manifest, diff_ids = resolved.manifest, _DiffIds(resolved.manifest)
+
+        async def configure() -> None:
+            config, body = await fetch_config(
+                self.client, self.reference, manifest, self.platform, explicit=self.explicit, retry=self.retry
+            )
+            resolved.bodies[manifest.config.digest] = body
+            diff_ids.take(config)
+
+        with single_failure():
+            async with anyio.create_task_group() as group:
+                group.start_soon(configure)
+                await self._layers(manifest, diff_ids, self.client)
 
     def _commit(self, resolved: Resolved) -> Image:
         record = RefRecord(
@@ -182,20 +200,19 @@ class _Pull(Record):
         )
         return self.store.commit(record, resolved.bodies)
 
-    async def _layers(self, manifest: Manifest, config: ImageConfig, client: RegistryClient | None) -> None:
+    async def _layers(self, manifest: Manifest, diff_ids: _DiffIds, client: RegistryClient | None) -> None:
         """All layers at once, the largest first: what takes longest should not begin last."""
         from crungo.registry.layerpull import LayerPull  # most pulls find that nothing has changed
 
-        pairs = dict.fromkeys(zip(manifest.layers, config.diff_ids, strict=True))
         connections = anyio.Semaphore(self.limits.connections)
         places = anyio.Semaphore(self.limits.layers)
 
-        async def one(layer: Descriptor, diff_id: str) -> None:
+        async def one(layer: Descriptor) -> None:
             async with places:
                 await LayerPull(
                     reference=self.reference,
                     layer=layer,
-                    diff_id=diff_id,
+                    diff_ids=partial(diff_ids.of, layer),
                     store=self.store,
                     unpacker=self.unpacker,
                     client=client,
@@ -207,9 +224,32 @@ class _Pull(Record):
 
         with single_failure():
             async with anyio.create_task_group() as group:
-                for layer, diff_id in sorted(pairs, key=lambda pair: -pair[0].size):
-                    group.start_soon(one, layer, diff_id)
+                for layer in sorted(dict.fromkeys(manifest.layers), key=lambda layer: -layer.size):
+                    group.start_soon(one, layer)
 
     def _tell_done(self, image: Image, *, changed: bool) -> None:
         if self.progress is not None:
             self.progress(ImageDone(reference=self.reference, digest=image.digest, changed=changed))
+
+
+class _DiffIds:
+    """What the configuration says of each layer, as soon as it is here."""
+
+    def __init__(self, manifest: Manifest, config: ImageConfig | None = None) -> None:
+        self._manifest = manifest
+        self._found: dict[Descriptor, set[str]] = {}
+        self._there = anyio.Event()
+        if config is not None:
+            self.take(config)
+
+    def take(self, config: ImageConfig) -> None:
+        """The configuration is here; it has as many layers as the manifest."""
+        for layer, diff_id in zip(self._manifest.layers, config.diff_ids, strict=True):
+            self._found.setdefault(layer, set()).add(diff_id)
+        self._there.set()
+
+    async def of(self, layer: Descriptor) -> set[str]:
+        """The diff ids of a layer: one, or the configuration contradicts itself about equal layers."""
+        if not self._there.is_set():
+            await self._there.wait()
+        return self._found[layer]

@@ -1,7 +1,7 @@
-"""From a reference to one image for one platform: manifests and configuration, fetched and checked.
+"""From a reference to one image for one platform: its manifest and, which takes another round trip, its configuration.
 
-Invariant: a ``Resolved`` fits together: every document has the digest and size by which the one before it named it, the
-configuration belongs to the manifest, and nothing has been written anywhere.
+Invariant: what is returned fits together: every document has the digest and size by which the one before it named it,
+the configuration belongs to the manifest, and nothing has been written anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crungo.registry.client import FetchedManifest, RegistryClient
     from crungo.registry.retry import RetryPolicy
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["Resolved", "fetch_config", "resolve"]
 
 _DEEPEST = 4  # indexes within indexes
 
@@ -29,35 +29,30 @@ _DEEPEST = 4  # indexes within indexes
 class Resolved(Record):
     """An image as a registry describes it.
 
-    ``target`` is what the reference names (an index, or the manifest itself); ``bodies`` are the small documents by
-    their digests.
+    ``target`` is what the reference names (an index, or the manifest itself); ``bodies`` are the small documents that
+    were fetched, by their digests.
     """
 
     target: Descriptor
     manifest_descriptor: Descriptor
     manifest: Manifest
-    config: ImageConfig
     bodies: dict[str, bytes]
 
     @property
     def digests(self) -> set[str]:
-        """Digests of all blobs, and diff ids of all layers."""
+        """Digests of all blobs."""
         layers = {layer.digest for layer in self.manifest.layers}
         return {self.manifest.config.digest, *self.bodies, *layers}
 
 
-async def resolve(
-    client: RegistryClient, reference: Reference, platform: Platform, *, explicit: bool, retry: RetryPolicy
-) -> Resolved:
-    """Fetch what describes the image.
-
-    ``explicit``: the platform was asked for, and is not just that of this machine.
+async def resolve(client: RegistryClient, reference: Reference, platform: Platform) -> Resolved:
+    """Fetch the image's manifest, and the indexes that lead to it.
 
     Raises:
         ImageNotFound, AuthenticationError, RegistryError: as ``RegistryClient.get_manifest``.
         ImageError: it is malformed, of an unsupported kind, or not for this platform.
     """
-    what = f"image {reference.familiar}"
+    what = _what(reference)
     target: Descriptor | None = None
     bodies: dict[str, bytes] = {}
     wanted: str | None = None
@@ -70,21 +65,45 @@ async def resolve(
         target = target or here
         bodies[here.digest] = fetched.body
         if isinstance(document, Manifest):
-            body = await _config(client, reference, document.config, what, retry)
-            bodies[document.config.digest] = body
-            config = ImageConfig.parse(body, f"{what}: configuration")
-            config.check_against(document, what)
-            _check_platform(config, platform, what, explicit=explicit)
-            return Resolved(target=target, manifest_descriptor=here, manifest=document, config=config, bodies=bodies)
+            return Resolved(target=target, manifest_descriptor=here, manifest=document, bodies=bodies)
         wanted = document.best(platform, what).digest
     raise ImageError(f"{what}: indexes are nested more than {_DEEPEST} deep")
+
+
+async def fetch_config(
+    client: RegistryClient,
+    reference: Reference,
+    manifest: Manifest,
+    platform: Platform,
+    *,
+    explicit: bool,
+    retry: RetryPolicy,
+) -> tuple[ImageConfig, bytes]:
+    """Fetch the configuration of a manifest: what it says, and its bytes.
+
+    ``explicit``: the platform was asked for, and is not just that of this machine.
+
+    Raises:
+        ImageNotFound, AuthenticationError, RegistryError: as ``RegistryClient.open_blob``.
+        ImageError, DigestMismatch: it is malformed, not what the manifest names, or not for this platform.
+    """
+    what = _what(reference)
+    body = await _body(client, reference, manifest.config, what, retry)
+    config = ImageConfig.parse(body, f"{what}: configuration")
+    config.check_against(manifest, what)
+    _check_platform(config, platform, what, explicit=explicit)
+    return config, body
+
+
+def _what(reference: Reference) -> str:
+    return f"image {reference.familiar}"
 
 
 def _described(fetched: FetchedManifest, document: Manifest | Index) -> Descriptor:
     return Descriptor(media_type=document.media_type, digest=fetched.digest, size=len(fetched.body))
 
 
-async def _config(
+async def _body(
     client: RegistryClient, reference: Reference, descriptor: Descriptor, what: str, retry: RetryPolicy
 ) -> bytes:
     """The configuration, whole and verified."""

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from crungo.registry.hosts import Hosts
 from crungo.registry.progress import ImageDone, ImageResolved, LayerDone, LayerProgress, ProgressEvent
 from crungo.registry.pull import PullLimits, pull
 from crungo.registry.retry import RetryPolicy
-from tests.support.fakeregistry import FakeRegistry, Fault
+from tests.support.fakeregistry import FakeRegistry, Fault, Request
 from tests.support.image import Image as Source
 from tests.support.image import Layer, make_image, sha256
 from tests.support.pyunpacker import Liar, PyUnpacker
@@ -189,6 +190,39 @@ async def test_layers_are_pulled_at_once(registry: FakeRegistry, client: Registr
     assert unpacker.running == 0
 
 
+async def test_layers_do_not_wait_for_the_configuration(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(1000, 2_000_000)
+    text = registry.add(source)
+    others, asked = threading.Barrier(3), []
+
+    def together(request: Request) -> Fault | None:
+        if "blobs" in request.path:
+            others.wait(30)  # fails unless all three blobs are asked for
+            asked.append(request.path)
+        return None
+
+    registry.faults = together
+    image = await get(text, make_store(tmp_path), client)
+    assert len(set(asked)) == 3
+    assert [content(image, n) for n in range(2)] == [noise(1000, 0), noise(2_000_000, 1)]
+
+
+async def test_a_bad_configuration_ends_the_layers_beside_it(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(2_000_000, change_config=lambda config: config["rootfs"].update(diff_ids=[]))
+    text = registry.add(source)
+    layer = source.document["layers"][0]["digest"]
+    registry.faults = lambda request: Fault(pause=0.05) if layer in request.path else None
+    store, unpacker = make_store(tmp_path), PyUnpacker()
+    with pytest.raises(ImageError, match="has 1 layers, its configuration 0"):
+        await get(text, store, client, unpacker=unpacker)
+    assert unpacker.running == 0
+    assert leftovers(store) == []
+
+
 async def test_unpacking_starts_with_first_bytes(
     registry: FakeRegistry, client: RegistryClient, tmp_path: Path
 ) -> None:
@@ -250,6 +284,17 @@ async def test_same_layer_twice(registry: FakeRegistry, client: RegistryClient, 
     text = registry.add(make_image([one, two, one]))
     image = await get(text, make_store(tmp_path), client)
     assert [os.listdir(path) for path in image.layers] == [["b"], ["a"]]
+
+
+async def test_one_layer_of_two_diff_ids(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    one, two = Layer().file("a", b"1").data(), Layer().file("b", b"2").data()
+
+    def contradict(config: dict[str, Any]) -> None:
+        config["rootfs"]["diff_ids"][2] = config["rootfs"]["diff_ids"][1]
+
+    text = registry.add(make_image([one, two, one], change_config=contradict))
+    with pytest.raises(DigestMismatch, match="unpacks to"):
+        await get(text, make_store(tmp_path), client)
 
 
 async def test_same_diff_id_from_other_blob(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
