@@ -3,7 +3,8 @@
 A large blob is fetched in segments, in order, so that whoever reads the file from its beginning (the unpacker) can
 follow closely. One connection fetches them one after another; others join while connections are idle and the first is
 slow, which is when a server or a long way limits each connection, and not our own processor. Where they are very slow,
-segments shrink with what is left: else the last connection would go on alone, with its share of the line.
+segments shrink with what is left of the whole pull: else the last connections would go on alone, each with its share of
+the line.
 
 Invariant: what is written lies within the blob's size; the digest is the caller's to check.
 """
@@ -19,6 +20,7 @@ import anyio
 import httpcore
 
 from crungo.errors import DigestMismatch, RegistryError
+from crungo.records import Record
 from crungo.registry.groups import single_failure
 from crungo.registry.retry import Backoff
 
@@ -32,12 +34,12 @@ if TYPE_CHECKING:
     from crungo.registry.progress import Tracker
     from crungo.registry.retry import RetryPolicy
 
-__all__ = ["Download"]
+__all__ = ["Download", "Line"]
 
 _SEGMENT = 16 << 20  # bytes
 _FIRST_SEGMENT = 4 << 20  # shorter: how fast it comes decides about what follows
-_LAST_SEGMENT = 1 << 20  # what segments shrink to where connections are slow …
-_SHARE = 16  # … from this part of what is left, so that the last of them end at about the same time
+_LAST_SEGMENT = 256 << 10  # what segments shrink to where connections are slow …
+_SHARE = 16  # … being this part of what is left, so that the last of them end at about the same time
 _MOST_CONNECTIONS = 4  # per blob
 _MOST_SLOW_CONNECTIONS = 8
 _FAST = 100e6  # bytes per second, of one connection: no other would help
@@ -46,6 +48,16 @@ _BATCH = 128 << 10  # bytes collected before they are written …
 _DELAY = 0.005  # … unless the last write was so many seconds ago; what is not written yet, a SIGKILL loses
 _MOST_PIECES = 512  # pwritev(2) takes 1024
 _PROGRESS = 64 << 10  # bytes after which a broken connection counts as a new first failure
+
+
+class Line(Record, frozen=False):
+    """What the downloads of a pull share: ``connections`` at once, and the bytes that nobody has asked for yet.
+
+    ``left`` is an estimate: another process may fetch some of them, and what broke off is asked for again.
+    """
+
+    connections: anyio.Semaphore
+    left: int
 
 
 class Download:
@@ -61,7 +73,7 @@ class Download:
         digest: str,
         part: Part,
         *,
-        connections: anyio.Semaphore,
+        line: Line,
         retry: RetryPolicy,
         tracker: Tracker,
         available: Callable[[int], Awaitable[None]] | None = None,
@@ -70,7 +82,7 @@ class Download:
         self._reference = reference
         self._digest = digest
         self._part = part
-        self._connections = connections
+        self._line = line
         self._retry = retry
         self._tracker = tracker
         self._available = available
@@ -89,7 +101,9 @@ class Download:
             DigestMismatch: the registry's blob is not of the size that the manifest says.
             StoreError: it could not be written.
         """
-        self._tracker.at("downloading", self._part.extents.total())
+        here = self._part.extents.total()
+        self._line.left -= here
+        self._tracker.at("downloading", here)
         await self._announce()
         while self._plan():
             self._helpers = 0
@@ -110,19 +124,20 @@ class Download:
     def _cut(self) -> tuple[int, int]:
         """The next segment: its start and its end."""
         start, end = self._missing.popleft()
-        length = self._length(end - start + sum(end - start for start, end in self._missing))
+        length = self._length()
         if not self._sequential and end - start > length + length // 2:  # no small remainder
             self._missing.appendleft((start + length, end))
             end = start + length
+        self._line.left -= end - start
         return start, end
 
-    def _length(self, left: int) -> int:
-        """How long the next segment should be where so many bytes are left, all in bytes."""
+    def _length(self) -> int:
+        """How many bytes the next segment should have."""
         if self._rate is None:
             return _FIRST_SEGMENT
         if self._rate >= _SLOW:
             return _SEGMENT
-        return min(_SEGMENT, max(_LAST_SEGMENT, left // _SHARE))
+        return min(_SEGMENT, max(_LAST_SEGMENT, self._line.left // _SHARE))
 
     async def _work(self, group: anyio.abc.TaskGroup) -> None:
         """Fetch segments until none is left; let others join where that helps. Errors are the blob's."""
@@ -149,7 +164,7 @@ class Download:
         if self._rate is None or self._rate >= _FAST or self._sequential or not self._missing:
             return False
         most = _MOST_CONNECTIONS if self._rate >= _SLOW else _MOST_SLOW_CONNECTIONS
-        return self._helpers < most - 1 and self._connections.value > 0
+        return self._helpers < most - 1 and self._line.connections.value > 0
 
     async def _fetch(self, start: int, end: int, backoff: Backoff) -> None:
         """Fetch one segment, going on where a connection broke off."""
@@ -157,7 +172,7 @@ class Download:
         while segment.position < end:
             before = segment.position
             try:
-                async with self._connections:
+                async with self._line.connections:
                     await self._receive(segment, end)
             except RegistryError as error:
                 if segment.position - before >= _PROGRESS:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from crungo.image.store import Store
     from crungo.image.unpacker import Unpacker, Unpacking
     from crungo.registry.client import RegistryClient
+    from crungo.registry.download import Line
     from crungo.registry.progress import Tracker
     from crungo.registry.retry import RetryPolicy
 
@@ -52,7 +53,7 @@ class LayerPull(Record):
     store: Store
     unpacker: Unpacker
     client: RegistryClient | None
-    connections: anyio.Semaphore
+    line: Line
     retry: RetryPolicy
     limit: int
     tracker: Tracker
@@ -222,7 +223,7 @@ class LayerPull(Record):
             self.reference,
             self.layer.digest,
             part,
-            connections=self.connections,
+            line=self.line,
             retry=self.retry,
             tracker=self.tracker,
             available=available,

@@ -202,9 +202,14 @@ class _Pull(Record):
 
     async def _layers(self, manifest: Manifest, diff_ids: _DiffIds, client: RegistryClient | None) -> None:
         """All layers at once, the largest first: what takes longest should not begin last."""
-        from crungo.registry.layerpull import LayerPull  # most pulls find that nothing has changed
+        from crungo.registry.download import Line  # most pulls find that nothing has changed
+        from crungo.registry.layerpull import LayerPull
 
-        connections = anyio.Semaphore(self.limits.connections)
+        layers, blobs = sorted(dict.fromkeys(manifest.layers), key=lambda layer: -layer.size), self.store.blobs
+        line = Line(
+            connections=anyio.Semaphore(self.limits.connections),
+            left=sum(layer.size for layer in layers if not blobs.has(layer.digest, layer.size)),
+        )
         places = anyio.Semaphore(self.limits.layers)
 
         async def one(layer: Descriptor) -> None:
@@ -216,7 +221,7 @@ class _Pull(Record):
                     store=self.store,
                     unpacker=self.unpacker,
                     client=client,
-                    connections=connections,
+                    line=line,
                     retry=self.retry,
                     limit=self.limits.layer_size,
                     tracker=Tracker(self.progress, layer.digest, layer.size),
@@ -224,7 +229,7 @@ class _Pull(Record):
 
         with single_failure():
             async with anyio.create_task_group() as group:
-                for layer in sorted(dict.fromkeys(manifest.layers), key=lambda layer: -layer.size):
+                for layer in layers:
                     group.start_soon(one, layer)
 
     def _tell_done(self, image: Image, *, changed: bool) -> None:

@@ -188,6 +188,24 @@ async def test_segments_shrink_on_a_slow_line(
 
 
 @pytest.mark.usefixtures("small_segments")
+async def test_segments_shrink_at_the_end_of_the_pull_and_not_of_each_layer(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_LAST_SEGMENT", 10_000)
+    monkeypatch.setattr(download, "_SLOW", 1e12)
+    source = layered(400_000, 1_200_000)
+    text = registry.add(source)
+    store = make_store(tmp_path)
+    await get(text, store, client, limits=PullLimits(layers=1))
+    smallest = []
+    for layer in source.document["layers"]:
+        ranges = sorted(sent.request.range or (0, 0) for sent in registry.requests(layer["digest"]))
+        smallest.append(min((end or layer["size"]) - start for start, end in ranges))
+    assert smallest[0] < 15_000
+    assert smallest[1] >= 400_000 // 16, "the larger one is the first"
+
+
+@pytest.mark.usefixtures("small_segments")
 async def test_large_layer_without_ranges(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     source = layered(2_000_000)
     text = registry.add(source)
