@@ -12,7 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["naming_the_limit"]
+__all__ = ["LIMITS", "naming_the_limit"]
+
+LIMITS = frozenset({errno.EMFILE, errno.ENFILE})
+"""Of this process, and of the host."""
 
 
 @contextmanager

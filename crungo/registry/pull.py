@@ -18,6 +18,7 @@ import anyio.to_thread
 from crungo.errors import CrungoError, ImageError, ImageNotKnown, RegistryError
 from crungo.image.platform import Platform
 from crungo.image.refs import RefRecord, stored_name
+from crungo.openfiles import naming_the_limit
 from crungo.records import Record
 from crungo.registry.groups import single_failure
 from crungo.registry.progress import ImageDone, ImageResolved, Tracker
@@ -72,19 +73,21 @@ async def pull(
         ImageNotFound, AuthenticationError, RegistryError: the registry has no such image, or refused, or failed.
         ImageError, DigestMismatch, LayerError: the image is malformed, or not what its digests say.
         StoreError: the store is full or damaged.
+        HostError: no more files can be opened.
     """
-    return await _Pull(
-        reference=reference,
-        store=store,
-        client=client,
-        unpacker=unpacker,
-        platform=platform or Platform.host(),
-        explicit=platform is not None,
-        policy=policy,
-        progress=progress,
-        limits=limits or PullLimits(),
-        retry=retry or RetryPolicy(),
-    ).run()
+    with naming_the_limit(f"pull {reference.familiar}"):
+        return await _Pull(
+            reference=reference,
+            store=store,
+            client=client,
+            unpacker=unpacker,
+            platform=platform or Platform.host(),
+            explicit=platform is not None,
+            policy=policy,
+            progress=progress,
+            limits=limits or PullLimits(),
+            retry=retry or RetryPolicy(),
+        ).run()
 
 
 class _Pull(Record):

@@ -23,6 +23,8 @@ import anyio.abc
 import anyio.lowlevel
 import httpcore
 
+from crungo.openfiles import LIMITS
+
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -187,6 +189,8 @@ class SocketBackend(httpcore.AsyncNetworkBackend):
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout:g} seconds") from error
         except (OSError, UnicodeError, OverflowError) as error:  # of a bad name, of a port beyond 65535
+            if isinstance(error, OSError) and error.errno in LIMITS:
+                raise  # no fault of the other side
             raise httpcore.ConnectError(str(error)) from error
 
     async def sleep(self, seconds: float) -> None:

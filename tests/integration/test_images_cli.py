@@ -44,6 +44,21 @@ def images(crungo: Crungo, *words: str) -> list[str]:
 
 
 class TestPull:
+    @pytest.mark.parametrize("limit", [10, 13, 17, 22, 28, 35])
+    def test_no_more_files_can_be_opened(self, limit: int, fresh_crungo: Crungo, push_image: PushImage) -> None:
+        """Wherever that happens, the limit is named; with enough of them the pull goes on."""
+        layers = [Layer().file("file", os.urandom(2_000_000 if n < 3 else 50_000)) for n in range(8)]
+        text = push_image("team/many", image=make_image(layers))
+        command = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *fresh_crungo.argv("pull", text)]
+        done = subprocess.run(
+            command, env=fresh_crungo.environ(), capture_output=True, text=True, timeout=60, check=False
+        )
+        *_, error, hint = done.stderr.splitlines()
+        assert done.returncode == 125
+        assert error == f"crungo: pull {text}: this process has as many files open as it may: {limit}"
+        assert hint.startswith("hint: raise the limit: ulimit -n")
+        fresh_crungo("pull", text, check=0)
+
     def test_digest_status_and_name(self, fresh_crungo: Crungo, tiny: str) -> None:
         done = fresh_crungo("pull", tiny, check=0)
         digest, status, name = done.stdout.splitlines()
