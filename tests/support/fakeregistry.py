@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import struct
@@ -10,10 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
 
+from tests.support.httpserver import HttpServer
 from tests.support.image import Image, sha256
 
 __all__ = ["FakeRegistry", "Fault", "Request"]
@@ -52,61 +50,17 @@ class Sent:
     bytes: int = 0
 
 
-class FakeRegistry:
+class FakeRegistry(HttpServer):
     """``faults`` is asked for each request; ``sent`` says what was answered."""
 
     def __init__(self) -> None:
+        super().__init__(self._answer)
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[str, bytes]] = {}  # repository/manifests/tag-or-digest
         self.sent: list[Sent] = []
         self.faults: Callable[[Request], Fault | None] = lambda _: None
         self.head = True
         self._counts: dict[tuple[str, str], int] = {}
-        self._connections: list[socket.socket] = []
-        registry = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                super().setup()
-                registry._connections.append(self.connection)
-
-            def do_GET(self) -> None:
-                registry._answer(self)
-
-            do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 100
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                pass  # a client that went away
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        for connection in self._connections:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
 
     def add(self, image: Image, name: str = "image", tag: str = "latest") -> str:
         """Serve an image; the reference."""

@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.httpserver import HttpServer
 
 __all__ = ["Fault", "FaultProxy", "Request", "TokenServer"]
 
@@ -62,70 +62,11 @@ class Fault:
     pause: float = 0.0
 
 
-class _Server:
-    """A threading HTTP server whose connections end with it."""
-
-    def __init__(self, host: str, answer: Callable[[BaseHTTPRequestHandler], None]) -> None:
-        self._host = host
-        connections: set[socket.socket] = set()
-        self._connections = connections
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def setup(self) -> None:
-                super().setup()
-                connections.add(self.connection)
-
-            def finish(self) -> None:
-                connections.discard(self.connection)
-                with contextlib.suppress(OSError):
-                    super().finish()
-
-            def do_GET(self) -> None:
-                answer(self)
-
-            do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
-            do_POST = do_GET  # noqa: N815
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 100
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                pass  # a client that went away
-
-        self._server = Server((host, 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-
-    @property
-    def address(self) -> str:
-        return f"{self._host}:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-
-
-class TokenServer(_Server):
+class TokenServer(HttpServer):
     """Hands out tokens that are good for ``uses`` requests, or until ``expire``; says ``expires_in`` seconds."""
 
     def __init__(self, *, uses: int | None = None, expires_in: int = 300) -> None:
-        super().__init__("127.0.0.1", self._answer)
+        super().__init__(self._answer)
         self.issued = 0
         self.scopes: list[str] = []
         self._uses = uses
@@ -164,11 +105,11 @@ class TokenServer(_Server):
         handler.wfile.write(body)
 
 
-class FaultProxy(_Server):
+class FaultProxy(HttpServer):
     """``faults`` is asked for each request; ``requests`` and ``sent`` (bytes of each blob) say what was answered."""
 
     def __init__(self, upstream: str, *, host: str = "127.0.0.1", tokens: TokenServer | None = None) -> None:
-        super().__init__(host, self._answer)
+        super().__init__(self._answer, host=host)
         self.upstream = upstream
         self.tokens = tokens
         self.faults: Callable[[Request], Fault | None] = lambda _: None
