@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,18 +12,27 @@ from typing import Any, ClassVar
 from setuptools import Command, setup
 from setuptools.command.build import build
 
+RUNTIME = Path("crungo", "runtime")
+PROGRAMS = {
+    "crungo-init": [],
+    "crungo-isolate": [],
+    "crungo-forks": ["start", "order", "report", "failure", "crun", "library", "rootfs", "users", "syscalls"],
+}
+"""What is compiled, each from its own file in ``programs`` and those of ``native``."""
+
+WRAPPED = ["seccomp_init", "libcrun_move_process_to_cgroup", "libcrun_configure_handler", "get_user_name"]
+"""Calls of libcrun's that come to ``native/crun.c``."""
+
 
 class BuildPrograms(Command):
-    """Compile ``crungo-init``, the process 1 of ``--init``, and ``crungo-isolate``, which starts spawners.
+    """Compile the programs beside the interpreter (``programs/*.c``).
 
-    They are static: the one runs inside images that may hold no C library at all, and the other starts sooner. They are
-    data of the package, not modules; the methods are those that setuptools asks of a step of ``build``, editable
-    installs included.
+    They are static: ``crungo-init`` runs inside images that may hold no C library at all, ``crungo-isolate`` starts
+    sooner, and ``crungo-forks`` is small to fork. They are data of the package, not modules; the methods are those that
+    setuptools asks of a step of ``build``, editable installs included.
     """
 
     user_options: ClassVar[list[Any]] = []
-    programs = ("crungo-init", "crungo-isolate")
-    package = Path("crungo", "runtime")
 
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
@@ -34,28 +44,59 @@ class BuildPrograms(Command):
     def run(self) -> None:
         assert self.build_lib is not None
         folder = Path() if self.editable_mode else Path(self.build_lib)
-        for source, name in zip(self.get_source_files(), self.programs, strict=True):
-            self._compile(source, folder / self.package / name)
+        for name, parts in PROGRAMS.items():
+            self._compile(name, parts, folder / RUNTIME / name)
 
-    def _compile(self, source: str, target: Path) -> None:
+    def _compile(self, name: str, parts: list[str], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own first: a container may be running the old program.
         part = target.with_name(f".{target.name}.{os.getpid()}")
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        options = ["-std=gnu17", "-D_GNU_SOURCE", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
-        subprocess.run([*compiler, *options, "-o", str(part), source], check=True)
+        options = ["-std=gnu17", "-Wall", "-Wextra", "-s", "-o", str(part), *sources(name)]
+        if parts:
+            options += with_libcrun()
+        else:
+            options += ["-Os", "-Werror", "-static", "-D_GNU_SOURCE"]
+        subprocess.run([*compiler, *options], check=True)
         part.replace(target)
 
     def get_source_files(self) -> list[str]:
-        return [str(self.package / "programs" / f"{name}.c") for name in self.programs]
+        return [source for name in PROGRAMS for source in sources(name)]
 
     def get_outputs(self) -> list[str]:
         assert self.build_lib is not None
-        return [str(Path(self.build_lib, self.package, name)) for name in self.programs]
+        return [str(Path(self.build_lib, RUNTIME, name)) for name in PROGRAMS]
 
     def get_output_mapping(self) -> dict[str, str]:
-        names = [str(self.package / name) for name in self.programs]
+        names = [str(RUNTIME / name) for name in PROGRAMS]
         return dict(zip(self.get_outputs(), names, strict=True)) if self.editable_mode else {}
+
+
+def sources(program: str) -> list[str]:
+    """The C files of a program."""
+    return [
+        str(RUNTIME / "programs" / f"{program}.c"),
+        *(str(RUNTIME / "native" / f"{part}.c") for part in PROGRAMS[program]),
+    ]
+
+
+def with_libcrun() -> list[str]:
+    """Options for a program that holds libcrun: static, where there is an archive of each library."""
+    source = runpy.run_path(str(RUNTIME / "native" / "source.py"))
+    tree = source["libcrun"]()
+    libraries = [source["static_or_shared"](library) for library in ("seccomp", "cap")]
+    return [
+        "-O2",
+        "-Wno-missing-field-initializers",
+        "-ffunction-sections",
+        f"-I{RUNTIME / 'native'}",
+        *(f"-I{folder}" for folder in source["include_folders"](tree)),
+        *([] if any(library.startswith("-l") for library in libraries) else ["-static"]),
+        *(f"-Wl,--wrap={function}" for function in WRAPPED),
+        "-Wl,--gc-sections",
+        *source["archives"](tree),
+        *libraries,
+    ]
 
 
 class Build(build):

@@ -24,6 +24,7 @@ __all__ = [
     "prepare_moves",
     "remove",
     "remove_empty",
+    "tree_of_executions",
 ]
 
 ROOT = "/sys/fs/cgroup"
@@ -126,6 +127,19 @@ def hierarchies() -> list[str]:
         return [entry.path for entry in os.scandir(ROOT) if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
+
+
+def tree_of_executions(roots: list[str]) -> tuple[str, bool]:
+    """Which of ``hierarchies()`` has the cgroups of further processes, and whether it is that of v2.
+
+    On v1 any one tree tells what such a process has started, and the limits are the container's. The freezer's is
+    taken because a frozen process does not die before it has left it (``freezer.py``), and never cpuset's, where a new
+    cgroup takes no process in (cpuset(7)).
+    """
+    if roots == [ROOT]:
+        return ROOT, True
+    ranked = {f"{ROOT}/freezer": 0, f"{ROOT}/cpuset": 2}
+    return min(roots, key=lambda root: ranked.get(root, 1)), False
 
 
 def remove_empty(identifier: str, roots: list[str], child: str = "") -> None:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import fcntl
 import os
 
-from crungo.errors import CrungoError, LibcrunError
+from crungo.errors import CrungoError
 from crungo.runtime import cgroups, freezer, libcrun, syscalls, wire
+from crungo.runtime.reports import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Sequence
-    from typing import Any
 
     from crungo.runtime.state import Claim
 
 __all__ = [
     "arrange",
     "end_execution",
-    "failure",
     "remove",
     "update",
 ]
@@ -42,24 +41,6 @@ def arrange(wanted: Sequence[int]) -> None:
     for target, fd in enumerate(moved):
         os.dup2(fd, target, inheritable=False)
     syscalls.close_range(len(wanted))
-
-
-def failure(error: BaseException) -> dict[str, Any]:
-    """The report of an error: its class's name, so that the other side can raise the same."""
-    if isinstance(error, LibcrunError):
-        return {
-            "event": "error",
-            "kind": "LibcrunError",
-            "operation": error.operation,
-            "errno": error.errno,
-            "message": error.reason,
-        }
-    if isinstance(error, CrungoError):
-        return {"event": "error", "kind": type(error).__name__, "message": error.message, "hint": error.hint}
-    if isinstance(error, OSError):
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return {"event": "error", "kind": "ContainerError", "message": f"create container: {where}{error.strerror}"}
-    return {"event": "error", "kind": "ContainerError", "message": f"create container: {type(error).__name__}: {error}"}
 
 
 def update(claim: Claim, resources: bytes, reply: str, channel: _socket.socket) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel", "Request", "SpawnerProcess", "error_from", "require_root"]
 
-START = "import sys; sys.path += sys.argv[4:]; from crungo.runtime.isolation import main; main()"
+START = "import sys; sys.path += sys.argv[3:]; from crungo.runtime.isolation import main; main()"
 CONTROL_FD = 3
 PASSED_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
 
@@ -52,12 +52,11 @@ class SpawnerProcess:
         package = os.path.dirname(os.path.dirname(here))
         path = [package, *(entry for entry in sys.path if os.path.isabs(entry) and entry != package)]
         isolate = os.path.join(here, "crungo-isolate")
-        interpreter = os.path.realpath(sys.executable)
         command = [sys.executable, "-I", "-S", "-c", START]
         try:
             pid = os.posix_spawn(
                 isolate,
-                [isolate, interpreter, *command, interpreter, roots.root, roots.run, *path],
+                [isolate, *command, roots.root, roots.run, *path],
                 {name: os.environ[name] for name in PASSED_ENVIRONMENT if name in os.environ},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),

@@ -18,7 +18,8 @@ import select
 import sys
 
 from crungo.runtime import cgroups, child, syscalls, wire
-from crungo.runtime.libcrun import Handlers, Start
+from crungo.runtime.forkserver import ForkServer, encode_order
+from crungo.runtime.reports import failure
 from crungo.runtime.state import Places, remove_tree
 from crungo.runtime.tasks import Container, Execution, Unpacking
 
@@ -51,14 +52,14 @@ class Spawner:
         self.hierarchies = cgroups.hierarchies()
         self.unpackings: set[Unpacking] = set()
         self._poll = select.epoll()
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, Callable[[], object]] = {}
         self._children: set[int] = set()  # those with a pidfd of their own
         self._open = True
         self._orderly = False
         self._engine = _peer(control)
         self.places.make()
         self.places.make_work()
-        self.handlers = _load_handlers(self.places)
+        self._forks: ForkServer | None = None
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Every container costs a few descriptors here; the container itself gets what the caller had.
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.limits[1], self.limits[1]))
@@ -72,6 +73,7 @@ class Spawner:
         self.watch(orphans, lambda: _drain(orphans))
         # A fork of the engine's process may keep our sockets open beyond its end.
         self.watch(self._engine, self._on_end)
+        self._fork_server()
         self._sweep()
         while self._open or self.tasks or self._children:
             batch = [(fd, self._watched[fd]) for fd, _ in self._poll.poll()]
@@ -96,8 +98,9 @@ class Spawner:
                 return
             if found is None:
                 return
-            for task in list(self.tasks):
-                task.read_report()  # it may be the process that an unread report is about
+            found_more = [task.read_report() for task in list(self.tasks)]
+            if any(found_more):
+                continue  # it may have been the process that an unread report was about
             if found.si_pid in self._children:
                 return  # its own event is due, and brings us here again
             if tasks := [task for task in self.tasks if task.pid == found.si_pid and task.pidfd >= 0]:
@@ -107,7 +110,7 @@ class Spawner:
                 continue
             os.waitpid(found.si_pid, 0)
 
-    def watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
+    def watch(self, fd: int, handler: Callable[[], object], events: int = select.EPOLLIN) -> None:
         self._watched[fd] = handler
         self._poll.register(fd, events)
 
@@ -135,27 +138,6 @@ class Spawner:
                 code = 0
             finally:
                 os._exit(code)
-        return self._await(pid, then)
-
-    def new_start(self, request: dict[str, Any], directory: str) -> Start:
-        """What a container and a further process in one have in common; ``directory`` is the container's."""
-        return Start(
-            identifier=request["id"],
-            state_root=self.places.state,
-            directory=directory,
-            handlers=self.handlers,
-            spec=request["spec"],
-            user=request["user"],
-            groups=request["groups"],
-            terminal=request["tty"],
-            debug=request["debug"],
-        )
-
-    def start(self, start: Start, fds: list[int], then: Callable[[int], None]) -> None:
-        """Start something in a child, and call ``then`` with the child's exit code when it has ended."""
-        self._await(start.fork(fds, self.limits), then)
-
-    def _await(self, pid: int, then: Callable[[int], None]) -> int:
         pidfd = os.pidfd_open(pid)
         self._children.add(pid)
 
@@ -167,6 +149,45 @@ class Spawner:
 
         self.watch(pidfd, ended)
         return pidfd
+
+    def start(self, request: dict[str, Any], directory: str, fds: list[int], **rest: Any) -> None:
+        """Have what is requested started, a container or a further process in one; ``directory`` is the container's.
+
+        ``fds`` are those of ``ForkServer.order``, and ``rest`` what ``encode_order`` takes of the one or the other.
+        """
+        order = encode_order(
+            identifier=request["id"],
+            directory=directory,
+            spec=request["spec"],
+            user=request["user"],
+            groups=request["groups"],
+            nofile=self.limits,
+            terminal=request["tty"],
+            debug=request["debug"],
+            **rest,
+        )
+        try:
+            self._fork_server().order(order, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            self._on_forks_end()
+            self._fork_server().order(order, fds)
+
+    def _fork_server(self) -> ForkServer:
+        """The fork server, watched; another one, where it was killed."""
+        if self._forks is None:
+            self._forks = ForkServer(self.places.state)
+        if self._forks.fileno() not in self._watched:
+            self.watch(self._forks.fileno(), self._on_forks_end)
+        return self._forks
+
+    def _on_forks_end(self) -> None:
+        """Somebody has killed it, and so what it was just starting."""
+        if self._forks is not None:
+            self.unwatch(self._forks.fileno())
+            self._forks.close()
+            self._forks = None
+        for task in list(self.tasks):
+            task.abandon()
 
     def _on_control(self) -> None:
         message, fds = wire.recv(self.control)
@@ -184,7 +205,7 @@ class Spawner:
         try:
             kind(self, channel, message, fds)
         except Exception as error:
-            wire.send(channel, child.failure(error))
+            wire.send(channel, failure(error))
             wire.send(channel, {"event": "gone", "problem": None})
             channel.close()
         finally:
@@ -218,19 +239,6 @@ class Spawner:
 
     def _remove(self, claim: Claim) -> None:
         self.fork(lambda: child.remove(claim), lambda _code: claim.release())
-
-
-def _load_handlers(places: Places) -> Handlers:
-    """libcrun loads handler libraries from a folder; ours is the extension module itself."""
-    from crungo.runtime import _native
-
-    folder = f"{places.work}/handlers"
-    os.mkdir(folder, 0o700)
-    try:
-        os.symlink(os.path.abspath(_native.__file__), f"{folder}/crungo.so")
-        return Handlers(folder)
-    finally:
-        remove_tree(folder)
 
 
 def _peer(sock: _socket.socket) -> int:

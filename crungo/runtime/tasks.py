@@ -9,18 +9,16 @@ from __future__ import annotations
 import _socket
 import os
 import select
-import sys
 
 from crungo.errors import ContainerError
 from crungo.runtime import cgroups, child, freezer, syscalls, wire
-from crungo.runtime.libcrun import report_of
+from crungo.runtime.reports import failure, report_of
 from crungo.runtime.state import Budget, Overrun
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from crungo.runtime.libcrun import Start
     from crungo.runtime.spawner import Spawner
 
 __all__ = ["Container", "Execution", "Task", "Unpacking"]
@@ -41,7 +39,6 @@ class Task:
         self.pid = 0
         self.pidfd = -1
         self.report: _socket.socket | None = None
-        self.status = -1  # our end of the pipe on which a failed exec is told
         self.doomed = False
         self.working = True  # a child is at work for this task
         self.failed = False
@@ -58,79 +55,81 @@ class Task:
         self._kill()
         self.settle()
 
-    def launch(self, start: Start, fds: list[int]) -> None:
-        """Fork the child that makes the process; where that fails, the owner is told, and ends the task.
+    def launch(self, request: dict[str, Any], directory: str, fds: list[int], **rest: Any) -> None:
+        """Have the process made; where that fails, the owner is told, and ends the task.
 
         ``fds``: its standard streams, what brings its command (anything where nothing does) and, perhaps, its log.
         """
         try:
-            self._fork(start, fds)
+            self._order(request, directory, fds, **rest)
         except Exception as error:
             self.working = False
-            self._fail(child.failure(error))
+            self._fail(failure(error))
 
-    def _fork(self, start: Start, fds: list[int]) -> None:
+    def _order(self, request: dict[str, Any], directory: str, fds: list[int], **rest: Any) -> None:
         ours, theirs = wire.pair()
-        self.status, status = os.pipe2(os.O_CLOEXEC)
-
-        def ended(code: int) -> None:
-            self.read_report()  # what the child said last may still be unread
-            self.spawner.unwatch(ours.fileno())
-            self.report = None
-            ours.close()
-            self.working = False
-            if code and not self.failed:
-                self._fail(child.failure(ContainerError(f"create container: its helper ended with {code}")))
-            if self.failed:
-                self._kill()
-            self.settle()
-
         try:
-            self.spawner.start(start, [*fds[:3], status, fds[3], theirs.fileno(), *fds[4:]], ended)
-            self.report = ours
+            self.spawner.start(request, directory, [theirs.fileno(), *fds], **rest)
             self.spawner.watch(ours.fileno(), self.read_report)
         except BaseException:
             ours.close()
             raise
         finally:
             theirs.close()
-            os.close(status)
+        self.report = ours
 
-    def read_report(self) -> None:
-        """Take what the child has reported so far."""
+    def read_report(self) -> bool:
+        """Take what has been reported so far; whether there was anything.
+
+        The child that makes the process, the fork server and the process itself hold the other end. The last to close
+        it is the server, once the child is reaped and the process is ours, or the process, with its exec.
+        """
+        found = False
         while self.report is not None and _readable(self.report.fileno()):
+            found = True
             packet, fds = wire.recv_packet(self.report)
             if not packet:
-                self.spawner.unwatch(self.report.fileno())
-                return
+                self._on_report_end()
+                break
             report = report_of(packet)
+            if report is None:
+                self.abandon()
+                break
             if not isinstance(report, int):
-                # libcrun does not say why an exec failed; the process that did it has.
-                told = os.read(self.status, 4096) if _readable(self.status) else b""
-                self._fail(_exec_failure(told) if told else child.failure(report))
+                self._fail(report)
                 continue
             self.pid, self.pidfd = report, fds[0]
             self.tell({"event": "created", "pid": report}, tuple(fds))
             for fd in fds[1:]:
                 os.close(fd)
             self.spawner.watch(self.pidfd, self.settle)
-            self.spawner.watch(self.status, self._on_status)
             if self.doomed:
                 self._kill()
+        return found
 
-    def _fail(self, message: dict[str, Any]) -> None:
-        self.failed = True
-        self.tell(message)
+    def abandon(self) -> None:
+        """What makes the process was killed. What it has made may be waiting for it, with the report open."""
+        if self.report is not None:
+            self._fail(failure(ContainerError("create container: its helper was killed")))
+            self._on_report_end()
 
-    def _on_status(self) -> None:
-        """The exec happened (end of file), or failed (errno, and what libcrun said)."""
-        data = os.read(self.status, 4096)
-        self.spawner.close(self.status)
-        self.status = -1
-        if data:
-            self._fail(_exec_failure(data))
-        else:
+    def _on_report_end(self) -> None:
+        assert self.report is not None
+        self.spawner.unwatch(self.report.fileno())
+        self.report.close()
+        self.report = None
+        self.working = False
+        if not self.failed and self.pidfd >= 0:
             self.tell({"event": "started"})
+        else:
+            self._fail(failure(ContainerError("create container: its helper was killed")))
+            self._kill()
+        self.settle()
+
+    def _fail(self, event: dict[str, Any]) -> None:
+        if not self.failed:  # the first is the reason, what follows may be no more than its result
+            self.failed = True
+            self.tell(event)
 
     def _on_channel(self) -> None:
         message, fds = wire.recv(self.channel)
@@ -166,16 +165,11 @@ class Task:
                 self.spawner.unwatch(self.pidfd)
                 if not self.doomed:
                     return
-            if self.status >= 0 and _readable(self.status):
-                self._on_status()
             self.spawner.close(self.pidfd)
             self.pidfd = -1
             signaled = ended is None or ended.si_code != os.CLD_EXITED
             status = SIGKILL if ended is None else ended.si_status
             self.tell({"event": "exited", "code": 128 + status if signaled else status, "signal": status * signaled})
-        if self.status >= 0:
-            self.spawner.close(self.status)
-            self.status = -1
         self.working = True  # for good: nothing follows the clean-up
         self.clean_up()
 
@@ -198,14 +192,15 @@ class Container(Task):
         self.claim = spawner.places.claim(request["id"], request["name"])
         super().__init__(spawner, channel)
         spawner.containers[self.claim.identifier] = self
-        start = spawner.new_start(request, self.claim.directory)
-        start.container(
-            layers=request["layers"],
+        self.launch(
+            request,
+            self.claim.directory,
+            fds,
+            layers=request["layers"] or (),
             rootfs=request["rootfs"],
             files=request["files"],
             await_command=request["await_command"],
         )
-        self.launch(start, fds)
 
     def command(self, message: dict[str, Any]) -> None:
         if message["op"] == "update":
@@ -216,7 +211,7 @@ class Container(Task):
 
         def ended(code: int) -> None:
             if code and self in self.spawner.tasks:
-                self.tell({"event": reply, "error": child.failure(ContainerError("update container: libcrun failed"))})
+                self.tell({"event": reply, "error": failure(ContainerError("update container: libcrun failed"))})
 
         self.spawner.fork(lambda: child.update(self.claim, resources, reply, self.channel), ended)
 
@@ -253,14 +248,16 @@ class Execution(Task):
         Execution.serial += 1
         self.identifier = request["id"]
         self.cgroup = f"/exec-{os.getpid()}-{Execution.serial}"
-        start = spawner.new_start(request, container.claim.directory)
-        start.execution(
+        tree, unified = cgroups.tree_of_executions(spawner.hierarchies)
+        self.tree = tree
+        self.launch(
+            request,
+            container.claim.directory,
+            fds,
             init=container.pid,
-            hierarchies=spawner.hierarchies,
-            cgroup=cgroups.path_of(self.identifier),
-            child_cgroup=self.cgroup,
+            cgroup=tree + cgroups.path_of(self.identifier) + self.cgroup,
+            below=self.cgroup if unified else "",
         )
-        self.launch(start, fds)
 
     def _kill(self) -> None:
         super()._kill()
@@ -271,7 +268,7 @@ class Execution(Task):
             self.working = False  # `doom` comes here again
             return
         try:
-            cgroups.remove_empty(self.identifier, self.spawner.hierarchies, self.cgroup)
+            cgroups.remove_empty(self.identifier, [self.tree], self.cgroup)
         except OSError:  # something that it started is still there
             self.spawner.fork(
                 lambda: child.end_execution(self.identifier, self.cgroup),
@@ -328,12 +325,6 @@ class Unpacking:
         self.spawner.unwatch(self.channel.fileno())
         self.channel.close()
         self.spawner.unpackings.discard(self)
-
-
-def _exec_failure(data: bytes) -> dict[str, Any]:
-    """The event for what was told on a status descriptor: errno, and perhaps a text."""
-    number = int.from_bytes(data[:4], sys.byteorder, signed=True)
-    return {"event": "error", "kind": "exec", "errno": number, "message": data[4:].decode(errors="replace")}
 
 
 def _readable(fd: int) -> bool:

@@ -148,6 +148,7 @@ async def test_a_way_out(
 ) -> None:
     seen: list[str] = []
     async with engine(crungo) as api:
+        await api.run(busybox_reference, ["true"])  # until all is started that stays
         before = {process.pid for process in descendants()}
         await way(api, busybox_reference, seen.append)  # type: ignore[misc]
         # At once: the block does not return before.

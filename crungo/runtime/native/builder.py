@@ -6,33 +6,20 @@ our C files. Its declarations are in ``*.cdef``, one beside each C file, and the
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 from pathlib import Path
 
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-PARTS = ["crun", "syscalls", "users", "rootfs", "start", "unpack"]
+PARTS = ["library", "syscalls", "users", "rootfs", "start", "unpack"]
+OTHERS = ["failure", "report", "order"]  # C files that have no declarations of their own
 LIBRARIES = ["archive", "seccomp", "cap"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
 # The builder is executed as a file, before any package of crungo can be imported.
 _source = runpy.run_path(str(HERE / "source.py"))
-
-
-def static_or_shared(library: str) -> str:
-    """The link argument for a library: its static archive, where the compiler knows one.
-
-    A wheel then needs no library of the host. Where a distribution has no archive the shared library is taken,
-    and auditwheel puts a copy of it into the wheel.
-    """
-    compiler = os.environ.get("CC", "cc").split()
-    command = [*compiler, f"-print-file-name=lib{library}.a"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return found if Path(found).is_absolute() else f"-l{library}"
 
 
 def make() -> FFI:
@@ -45,19 +32,13 @@ def make() -> FFI:
         "crungo.runtime._native",
         "\n".join(f'#include "{part}.h"' for part in PARTS),
         # Relative, as setuptools wants sources to be, so that they are found in a source distribution.
-        sources=[str((HERE / f"{part}.c").relative_to(ROOT)) for part in (*PARTS, "failure")],
+        sources=[str((HERE / f"{part}.c").relative_to(ROOT)) for part in (*PARTS, *OTHERS) if part != "start"],
         depends=[str(path.relative_to(ROOT)) for path in sorted(HERE.iterdir()) if path.suffix in (".h", ".cdef")],
-        include_dirs=[
-            str(HERE),
-            *(str(tree / folder) for folder in (".", "src", "libocispec/src", "libocispec/yajl/src/headers")),
-        ],
+        include_dirs=[str(HERE), *_source["include_folders"](tree)],
         extra_compile_args=["-O2", "-std=gnu17", *WARNINGS, "-ffunction-sections", "-fvisibility=hidden"],
         extra_link_args=[
-            "-Wl,--start-group",
-            *(str(tree / archive) for archive in _source["ARCHIVES"]),
-            "-Wl,--end-group",
-            *(static_or_shared(library) for library in LIBRARIES),
-            "-Wl,--wrap=seccomp_init",
+            *_source["archives"](tree),
+            *(_source["static_or_shared"](library) for library in LIBRARIES),
             "-Wl,--gc-sections",
             "-Wl,--exclude-libs,ALL",
         ],

@@ -1,65 +1,14 @@
 #define _GNU_SOURCE
 #include "crun.h"
+#include "report.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <seccomp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
-
-static int log_fd = -1;
-static int errors_fd = -1;
-
-/* One report on a status descriptor: errno, then what libcrun said, if anything. */
-static int
-report (int fd, int errnum, const char *msg)
-{
-  struct iovec parts[] = {
-    { .iov_base = &errnum, .iov_len = sizeof (errnum) },
-    { .iov_base = (char *) msg, .iov_len = strnlen (msg, 3072) },
-  };
-
-  return writev (fd, parts, 2) < 0 ? -1 : 0;
-}
-
-static void
-write_line (int errno_, const char *msg, int verbosity, void *arg)
-{
-  char text[4096];
-  int n;
-
-  (void) arg;
-  if (errors_fd >= 0 && verbosity == LIBCRUN_VERBOSITY_ERROR)
-    report (errors_fd, errno_, msg);
-  if (log_fd < 0)
-    return;
-  /* One write a line, so that the lines of two processes never mix (pipe(7), PIPE_BUF).  */
-  if (errno_)
-    n = snprintf (text, sizeof (text), "%s: %s\n", msg, strerror (errno_));
-  else
-    n = snprintf (text, sizeof (text), "%s\n", msg);
-  if (n >= (int) sizeof (text))
-    {
-      n = sizeof (text);
-      text[n - 1] = '\n';
-    }
-  if (write (log_fd, text, n) < 0)
-    return;
-}
-
-/* libcrun re-executes whatever program loads it, from a constructor, out of a sealed copy in memory, so that no container
-   can overwrite the host's binary through /proc/self/exe (CVE-2019-5736). That program would be the caller's own. Defining
-   the constructor's callee here keeps libcrun's from being linked; the spawner protects its interpreter by another way
-   (runtime/isolation.py).  */
-int ensure_cloned_binary (void);
-
-int
-ensure_cloned_binary (void)
-{
-  return 0;
-}
 
 /* libcrun builds a filter that tries one system call after another. As a binary tree it answers in a tenth of the time:
    for the kernel, which tries all system calls when a filter is loaded (seccomp_cache_prepare), and for every call of the
@@ -77,19 +26,14 @@ __wrap_seccomp_init (uint32_t default_action)
   return filter;
 }
 
-void
-crungo_log_to (int fd, int errors)
-{
-  log_fd = fd;
-  errors_fd = errors;
-  crun_set_output_handler (write_line, NULL);
-}
+/* libcrun asks the name services for the owner's name and writes it into its record of each container. Nobody reads it.  */
+char *__wrap_get_user_name (uid_t uid);
 
-void
-crungo_set_output (libcrun_context_t *context)
+char *
+__wrap_get_user_name (uid_t uid)
 {
-  context->output_handler = write_line;
-  context->output_handler_arg = NULL;
+  (void) uid;
+  return strdup ("");
 }
 
 static void
@@ -131,6 +75,8 @@ crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, con
   user->gid = gid;
   user->uid_present = 1;
   user->gid_present = 1;
+  container->container_uid = uid; /* what libcrun has read there already */
+  container->container_gid = gid;
   /* Only root keeps what is effective and permitted through an exec (capabilities(7)). Another user must not have it at
      the moment of the exec either: it would open, and execute, files that this user may not.  */
   if (uid != 0 && process->capabilities != NULL)
@@ -139,6 +85,31 @@ crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, con
       clear_list (&process->capabilities->permitted, &process->capabilities->permitted_len);
     }
   return 0;
+}
+
+/* libcrun has one path for all trees of v1, and would make the process enter a cgroup below the container's in each of them.
+   One tree is enough to find what it starts, so it is led there after libcrun has brought it into the container's own
+   (ld(1), --wrap).  */
+int __real_libcrun_move_process_to_cgroup (pid_t pid, pid_t init, const char *path, bool create, libcrun_error_t *err);
+int __wrap_libcrun_move_process_to_cgroup (pid_t pid, pid_t init, const char *path, bool create, libcrun_error_t *err);
+
+static int further_cgroup = -1;
+
+int
+crungo_join_cgroup (const char *procs)
+{
+  further_cgroup = open (procs, O_WRONLY | O_CLOEXEC);
+  return further_cgroup < 0 ? -1 : 0;
+}
+
+int
+__wrap_libcrun_move_process_to_cgroup (pid_t pid, pid_t init, const char *path, bool create, libcrun_error_t *err)
+{
+  int status = __real_libcrun_move_process_to_cgroup (pid, init, path, create, err);
+
+  if (status < 0 || further_cgroup < 0)
+    return status;
+  return dprintf (further_cgroup, "%d", (int) pid) < 0 ? crun_make_error (err, errno, "enter cgroup") : 0;
 }
 
 int
@@ -163,7 +134,7 @@ crungo_exec (libcrun_context_t *context, const char *id, libcrun_container_t *co
 static _Noreturn void
 fail (int errnum)
 {
-  if (report (CRUNGO_STATUS_FD, errnum, "") < 0)
+  if (crungo_report_exec (CRUNGO_STATUS_FD, errnum, "") < 0)
     _exit (125);
   _exit (errnum == ENOENT || errnum == ENOTDIR ? 127 : 126);
 }
@@ -197,6 +168,15 @@ why_not_in_path (const char *name)
 #define COMMAND_LIMIT (4 << 20)
 
 static int awaits_command;
+static void (*before_mounts) (const void *order, libcrun_container_t *container);
+static const void *before_mounts_order;
+
+void
+crungo_before_mounts (void (*work) (const void *order, libcrun_container_t *container), const void *order)
+{
+  before_mounts = work;
+  before_mounts_order = order;
+}
 
 void
 crungo_await_command (void)
@@ -334,10 +314,15 @@ run (void *cookie, libcrun_container_t *container, const char *pathname, char *c
 }
 
 static int
-load (void **cookie, libcrun_error_t *err)
+configure (void *cookie, enum handler_configure_phase phase, libcrun_context_t *context, libcrun_container_t *container,
+           const char *rootfs, libcrun_error_t *err)
 {
+  (void) cookie;
+  (void) context;
+  (void) rootfs;
   (void) err;
-  *cookie = NULL;
+  if (phase == HANDLER_CONFIGURE_BEFORE_MOUNTS && before_mounts != NULL)
+    before_mounts (before_mounts_order, container);
   return 0;
 }
 
@@ -349,28 +334,29 @@ unload (void *cookie, libcrun_error_t *err)
   return 0;
 }
 
-static int
-can_handle (libcrun_container_t *container, libcrun_error_t *err)
-{
-  (void) container;
-  (void) err;
-  return 1;
-}
-
 static struct custom_handler_s handler = {
-  .name = "crungo",
-  .load = load,
   .unload = unload,
   .run_func = run,
   .exec_func = run,
-  .can_handle_container = can_handle,
+  .configure_container = configure,
 };
 
-/* libcrun finds a handler library's entry by this name (dlsym), so that it must be visible.  */
-__attribute__ ((visibility ("default"))) struct custom_handler_s *run_oci_handler_get_handler (void);
+/* libcrun looks for handlers in shared libraries; this one is here (ld(1), --wrap).  */
+int __wrap_libcrun_configure_handler (struct custom_handler_manager_s *manager, libcrun_context_t *context,
+                                      libcrun_container_t *container, struct custom_handler_instance_s **out,
+                                      libcrun_error_t *err);
 
-struct custom_handler_s *
-run_oci_handler_get_handler (void)
+int
+__wrap_libcrun_configure_handler (struct custom_handler_manager_s *manager, libcrun_context_t *context,
+                                  libcrun_container_t *container, struct custom_handler_instance_s **out,
+                                  libcrun_error_t *err)
 {
-  return &handler;
+  (void) manager;
+  (void) context;
+  (void) container;
+  *out = calloc (1, sizeof (**out)); /* freed by libcrun */
+  if (*out == NULL)
+    return libcrun_make_error (err, errno, "handler");
+  (*out)->vtable = &handler;
+  return 0;
 }

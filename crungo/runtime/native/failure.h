@@ -6,7 +6,9 @@ enum
 {
   CRUNGO_FAILURE_LIBCRUN = 1, /* LibcrunError: `operation`, `number` (errno), `message` */
   CRUNGO_FAILURE_CONTAINER,   /* ContainerError: what was asked for is wrong */
-  CRUNGO_FAILURE_HOST         /* HostError: this machine cannot do it; `hint` says what to do */
+  CRUNGO_FAILURE_HOST,        /* HostError: this machine cannot do it; `hint` says what to do */
+  CRUNGO_FAILURE_EXEC,        /* the program could not be executed: `number` (errno), perhaps `message` */
+  CRUNGO_FAILURE_ENDED        /* the child that was to start it has ended without a word */
 };
 
 struct crungo_failure

@@ -32,38 +32,74 @@ make_upper (const char *layer)
   return chmod ("upper", info.st_mode & 07777);
 }
 
-/* Layers are named by descriptor, `fd/12`, relative to /proc/self: mount(2) takes one page of options, which full paths
-   of some forty layers would already overflow, and a name like this holds neither `:` nor `,`.  */
-static int
-name_descriptor (const char *path, char **at, char *end, const char *before)
+/* The options of the mount, and the descriptors that they name.
+
+   Layers are named by descriptor, `fd/12`, relative to /proc/self: mount(2) takes one page of options, which full paths of
+   some forty layers would already overflow, and a name like this holds neither `:` nor `,`.  */
+struct options
 {
-  int fd = open (path, O_PATH | O_DIRECTORY | O_CLOEXEC); /* closed by the caller */
-  int n = snprintf (*at, (size_t) (end - *at), "%sfd/%d", before, fd);
+  char text[4096]; /* a page, all that mount(2) takes */
+  size_t length;
+  int fds[2048]; /* more than the text has room for */
+  size_t n_fds;
+};
+
+static int
+add_directory (struct options *options, const char *before, const char *path)
+{
+  const size_t room = sizeof (options->text) - sizeof (",volatile") - options->length;
+  int fd = open (path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  size_t n;
 
   if (fd < 0)
     return -1;
-  *at += n;
-  if (*at < end)
-    return 0;
+  options->fds[options->n_fds++] = fd;
+  n = (size_t) snprintf (options->text + options->length, room, "%sfd/%d", before, fd);
+  if (n < room)
+    {
+      options->length += n;
+      return 0;
+    }
   errno = E2BIG;
   return -1;
 }
 
 static int
+add_directories (struct options *options, const char *const *layers, size_t n_layers)
+{
+  for (size_t i = n_layers; i-- > 0;)
+    if (add_directory (options, i == n_layers - 1 ? "lowerdir=" : ":", layers[i]) < 0)
+      return -1;
+  if (add_directory (options, ",upperdir=", "upper") < 0)
+    return -1;
+  return add_directory (options, ",workdir=", "work");
+}
+
+/* `volatile` leaves out every sync (kernel document filesystems/overlayfs): the upper directory dies with the container,
+   and without it the kernel would write the whole file system back when the overlay is unmounted. Kernels before 5.10 do
+   not know it; any other reason shows up again in the second try.  */
+static int
+mount_options (struct options *options, const char *target)
+{
+  char *end = options->text + options->length;
+
+  strcpy (end, ",volatile");
+  if (mount ("overlay", target, "overlay", 0, options->text) == 0)
+    return 0;
+  *end = '\0';
+  return mount ("overlay", target, "overlay", 0, options->text);
+}
+
+static int
 mount_overlay (const char *const *layers, size_t n_layers, const char *directory)
 {
-  char options[4096]; /* a page, all that mount(2) takes */
+  struct options options = {};
   char target[4096];
-  char *at = options;
-  char *end = options + sizeof (options) - sizeof (",volatile");
   int here = open (".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  int status;
 
-  if (here < 0 || mkdir ("rootfs", 0755) < 0 || mkdir ("work", 0755) < 0 || make_upper (layers[n_layers - 1]) < 0)
-    return -1;
-  for (size_t i = n_layers; i-- > 0;)
-    if (name_descriptor (layers[i], &at, end, i == n_layers - 1 ? "lowerdir=" : ":") < 0)
-      return -1;
-  if (name_descriptor ("upper", &at, end, ",upperdir=") < 0 || name_descriptor ("work", &at, end, ",workdir=") < 0)
+  if (here < 0 || mkdir ("work", 0755) < 0 || make_upper (layers[n_layers - 1]) < 0
+      || add_directories (&options, layers, n_layers) < 0)
     return -1;
   if (snprintf (target, sizeof (target), "%s/rootfs", directory) >= (int) sizeof (target))
     {
@@ -72,17 +108,13 @@ mount_overlay (const char *const *layers, size_t n_layers, const char *directory
     }
   if (chdir ("/proc/self") < 0)
     return -1;
-  /* `volatile` leaves out every sync (kernel document filesystems/overlayfs): the upper directory dies with the
-     container, and without it the kernel would write the whole file system back when the overlay is unmounted. Kernels
-     before 5.10 do not know it; any other reason shows up again in the second try.  */
-  strcpy (at, ",volatile");
-  if (mount ("overlay", target, "overlay", 0, options) < 0)
-    {
-      *at = '\0';
-      if (mount ("overlay", target, "overlay", 0, options) < 0)
-        return -1;
-    }
-  return fchdir (here);
+  status = mount_options (&options, target);
+  if (status == 0)
+    status = fchdir (here);
+  for (size_t i = 0; i < options.n_fds; i++)
+    close (options.fds[i]);
+  close (here);
+  return status;
 }
 
 int
@@ -98,7 +130,7 @@ crungo_mount_overlay (const char *const *layers, size_t n_layers, const char *di
 int
 crungo_mount_directory (const char *source, struct crungo_failure *why)
 {
-  if (mkdir ("rootfs", 0755) == 0 && mount (source, "rootfs", NULL, MS_BIND | MS_REC, NULL) == 0)
+  if (mount (source, "rootfs", NULL, MS_BIND | MS_REC, NULL) == 0)
     return 0;
   return crungo_fail (why, CRUNGO_FAILURE_CONTAINER, "root file system %s: %s", source, strerror (errno));
 }
@@ -165,22 +197,41 @@ open_regular (int root, const char *path)
   return fd;
 }
 
+/* All of an open file, in memory that grows with what is read: some files of /proc tell no size.  */
+static char *
+read_all (int fd, size_t *size)
+{
+  size_t room = 4096;
+  char *content = malloc (room);
+
+  /* Nothing where a read would wait for news, as of some files of /proc.  */
+  for (ssize_t n = 1; content != NULL && n > 0; *size += n > 0 ? (size_t) n : 0)
+    {
+      if (*size == room)
+        {
+          char *more = realloc (content, room *= 4);
+
+          if (more == NULL)
+            free (content);
+          content = more;
+        }
+      n = content == NULL || *size > CRUNGO_FILE_LIMIT ? 0 : read (fd, content + *size, room - *size);
+    }
+  return content;
+}
+
 char *
 crungo_read_file (int root, const char *path, size_t *size, struct crungo_failure *why)
 {
   int fd = open_regular (root, path);
-  char *content = malloc (CRUNGO_FILE_LIMIT + 1); /* memory that is not touched costs nothing */
-  ssize_t n = 0;
+  char *content;
 
   *size = 0;
-  if (content == NULL)
-    crungo_fail_errno (why, path);
-  /* Nothing where a read would wait for news, as of some files of /proc.  */
-  while (fd >= 0 && content != NULL && *size <= CRUNGO_FILE_LIMIT
-         && (n = read (fd, content + *size, CRUNGO_FILE_LIMIT + 1 - *size)) > 0)
-    *size += (size_t) n;
+  content = fd < 0 ? calloc (1, 1) : read_all (fd, size);
   if (fd >= 0)
     close (fd);
+  if (content == NULL)
+    crungo_fail_errno (why, path);
   if (content == NULL || *size <= CRUNGO_FILE_LIMIT)
     return content;
   free (content);

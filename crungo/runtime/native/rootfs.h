@@ -1,7 +1,6 @@
-/* The container's root file system, assembled in the private mount namespace of one child process.
+/* The container's root file system, assembled by its init in its mount namespace.
 
-   Nothing here is ever visible in the host's mount table. The overlay exists in the namespace of the child that mounts it
-   and, by inheritance, in the container's own; the kernel takes it away with the last process of the two. */
+   Nothing here is ever visible in the host's mount table, and the kernel takes it away with the container's last process. */
 #ifndef CRUNGO_ROOTFS_H
 #define CRUNGO_ROOTFS_H
 
@@ -12,12 +11,12 @@
 
 #define CRUNGO_FILE_LIMIT (4 << 20)
 
-/* Mount an overlay of layers (paths, lowest first) and the container's own `upper` on `rootfs`, both made in the working
-   directory, whose path is `directory`. Leaves descriptors open, one a layer and a few more. 0, or -1. */
+/* Mount an overlay of layers (paths, lowest first) and the container's own `upper`, which is made, on `rootfs`, both in the
+   working directory, whose path is `directory`. 0, or -1. */
 int crungo_mount_overlay (const char *const *layers, size_t n_layers, const char *directory,
                           struct crungo_failure *why);
 
-/* Mount a directory of the host, as it is, on `rootfs`, made in the working directory. 0, or -1. */
+/* Mount a directory of the host, as it is, on `rootfs` in the working directory. 0, or -1. */
 int crungo_mount_directory (const char *source, struct crungo_failure *why);
 
 /* Make sure that /dev, /proc and /sys are real directories, before anything is mounted on them. 0, or -1.

@@ -74,6 +74,28 @@ def libcrun() -> Path:
     return tree
 
 
+def include_folders(tree: Path) -> list[str]:
+    """Where the headers are."""
+    return [str(tree / folder) for folder in (".", "src", "libocispec/src", "libocispec/yajl/src/headers")]
+
+
+def archives(tree: Path) -> list[str]:
+    """Arguments for the linker."""
+    return ["-Wl,--start-group", *(str(tree / archive) for archive in ARCHIVES), "-Wl,--end-group"]
+
+
+def static_or_shared(library: str) -> str:
+    """The link argument for a library: its static archive, where the compiler knows one.
+
+    A wheel then needs no library of the host. Where a distribution has no archive the shared library is taken,
+    and auditwheel puts a copy of it into the wheel.
+    """
+    compiler = os.environ.get("CC", "cc").split()
+    command = [*compiler, f"-print-file-name=lib{library}.a"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return found if Path(found).is_absolute() else f"-l{library}"
+
+
 def _is_built(tree: Path) -> bool:
     """Whether the tree was built, and in the way that is described here."""
     stamp = tree / STAMP

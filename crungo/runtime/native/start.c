@@ -1,9 +1,13 @@
 #define _GNU_SOURCE
 #include "start.h"
 #include "crun.h"
+#include "library.h"
+#include "report.h"
 #include "rootfs.h"
 #include "syscalls.h"
 #include "users.h"
+
+#include <libcrun/linux.h>
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,48 +28,6 @@
 
 #define REPORT_FD 5
 #define LOG_FD 6
-#define FDS_MAX 7
-
-/* --- the report -------------------------------------------------------------------------------------------------- */
-
-static int
-send_report (int to, const int numbers[2], const char *text, size_t size, const int *fds, size_t n_fds)
-{
-  union
-  {
-    char bytes[CMSG_SPACE (2 * sizeof (int))];
-    struct cmsghdr align;
-  } control = {};
-  struct iovec parts[] = {
-    { .iov_base = (void *) numbers, .iov_len = 2 * sizeof (int) },
-    { .iov_base = (char *) text, .iov_len = size },
-  };
-  struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
-
-  if (n_fds > 0)
-    {
-      message.msg_control = control.bytes;
-      message.msg_controllen = CMSG_SPACE (n_fds * sizeof (int));
-      *CMSG_FIRSTHDR (&message) = (struct cmsghdr){
-        .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN (n_fds * sizeof (int))
-      };
-      memcpy (CMSG_DATA (CMSG_FIRSTHDR (&message)), fds, n_fds * sizeof (int));
-    }
-  return sendmsg (to, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
-}
-
-static _Noreturn void
-end_with (const struct crungo_failure *why, int report)
-{
-  char text[sizeof (*why)];
-  char *at = text;
-  const char *const parts[] = { why->operation, why->message, why->hint };
-
-  for (size_t i = 0; i < 3; i++)
-    at = stpcpy (at, parts[i]) + 1;
-  send_report (report, (int[]){ why->kind, why->number }, text, (size_t) (at - text), NULL, 0);
-  _exit (1);
-}
 
 /* --- libcrun ------------------------------------------------------------------------------------------------------ */
 
@@ -85,16 +47,15 @@ fail_libcrun (struct crungo_failure *why, const char *operation, libcrun_error_t
 }
 
 static libcrun_context_t
-context_of (const struct crungo_start *start)
+context_of (const struct crungo_start *start, const char *state_root)
 {
   libcrun_context_t context = {
-    .state_root = start->state_root,
+    .state_root = state_root,
     .id = start->id,
     .bundle = start->directory,
     .preserve_fds = start->await_command ? 2 : 1, /* CRUNGO_COMMAND_FD and CRUNGO_STATUS_FD */
     .fifo_exec_wait_fd = -1,
     .detach = true,
-    .handler_manager = start->handlers,
   };
 
   crungo_set_output (&context);
@@ -198,7 +159,7 @@ report_created (pid_t pid, struct console *console, struct crungo_failure *why)
     return crungo_fail_errno (why, "process");
   if (console != NULL && (fds[n_fds++] = take_master (console, why)) < 0)
     return -1;
-  if (send_report (REPORT_FD, (int[]){ 0, pid }, "", 0, fds, n_fds) < 0)
+  if (crungo_report (REPORT_FD, (int[]){ 0, pid }, "", 0, fds, n_fds) < 0)
     _exit (1); /* nobody is there to be told */
   close (fds[0]);
   if (console != NULL)
@@ -218,20 +179,18 @@ make_file (const struct crungo_file *file, struct crungo_failure *why)
   return 0;
 }
 
-/* The root, mounted and made fit for libcrun, as a descriptor.  */
+/* The container's init, before libcrun mounts anything in its namespace: mount the root there and make it fit, and resolve
+   the user in its files. Earlier, a namespace for the root alone would have to be made and taken down.  */
 static int
-assemble_root (const struct crungo_start *start, struct crungo_failure *why)
+assemble_root (const struct crungo_start *start, libcrun_container_t *container, struct crungo_failure *why)
 {
   bool overlay = start->n_layers > 0;
   int root;
 
-  if (unshare (CLONE_NEWNS) < 0)
-    return crungo_fail_errno (why, "namespace of mounts");
   if ((overlay ? crungo_mount_overlay (start->layers, start->n_layers, start->directory, why)
                : crungo_mount_directory (start->rootfs, why))
       < 0)
     return -1;
-  crungo_close_range ((unsigned int) start->n_fds, ~0U, 0);
   root = open ("rootfs", O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (root < 0)
     return crungo_fail_errno (why, "rootfs");
@@ -240,97 +199,84 @@ assemble_root (const struct crungo_start *start, struct crungo_failure *why)
   for (size_t i = 0; overlay && i < start->n_files; i++)
     if (crungo_remove_dead_link (root, start->files[i].name, why) < 0)
       return -1;
-  return root;
+  return set_user (start, container, root, why);
+}
+
+static void
+prepare_root (const void *start, libcrun_container_t *container)
+{
+  struct crungo_failure why = {};
+  libcrun_error_t err = NULL;
+  int status = assemble_root (start, container, &why);
+
+  /* The one thing of the user's that libcrun has set by now.  */
+  if (status == 0 && libcrun_container_setgroups (container, container->container_def->process, &err) < 0)
+    status = fail_libcrun (&why, "create", &err);
+  if (status == 0)
+    return;
+  /* Said before libcrun, which waits for the init, says no more than that it ended.  */
+  crungo_report_failure (REPORT_FD, &why);
+  _exit (1);
 }
 
 static int
-start_container (const struct crungo_start *start, struct crungo_failure *why)
+start_container (const struct crungo_start *start, libcrun_context_t *context, struct crungo_failure *why)
 {
-  libcrun_context_t context = context_of (start);
   libcrun_container_status_t status = {};
   libcrun_container_t *container;
   libcrun_error_t err = NULL;
   struct console console;
-  int root = assemble_root (start, why);
 
-  if (root < 0)
-    return -1;
+  if (mkdir ("rootfs", 0755) < 0)
+    return crungo_fail_errno (why, "rootfs");
   for (size_t i = 0; i < start->n_files; i++)
     if (make_file (&start->files[i], why) < 0)
       return -1;
   container = load (start, why);
-  if (container == NULL || set_user (start, container, root, why) < 0)
+  if (container == NULL)
     return -1;
   if (start->terminal)
     {
       if (open_console (&console, why) < 0)
         return -1;
-      context.console_socket = console.path;
+      context->console_socket = console.path;
     }
   if (start->await_command)
     crungo_await_command ();
-  if (libcrun_container_create (&context, container, 0, &err) < 0)
+  crungo_before_mounts (prepare_root, start);
+  if (libcrun_container_create (context, container, 0, &err) < 0)
     return fail_libcrun (why, "create", &err);
-  if (libcrun_read_container_status (&status, start->state_root, start->id, &err) < 0)
+  if (libcrun_read_container_status (&status, context->state_root, start->id, &err) < 0)
     return fail_libcrun (why, "state", &err);
   if (report_created (status.pid, start->terminal ? &console : NULL, why) < 0)
     return -1;
   /* libcrun's start, without its look at records that are known.  */
-  if (libcrun_status_write_exec_fifo (start->state_root, start->id, &err) < 0)
+  if (libcrun_status_write_exec_fifo (context->state_root, start->id, &err) < 0)
     return fail_libcrun (why, "start", &err);
   return 0;
 }
 
 /* --- a further process -------------------------------------------------------------------------------------------- */
 
+/* Make the cgroup; on v1, where libcrun does not lead the process there, a descriptor to do it by.  */
 static int
-copy_file (const char *from, const char *to)
+make_cgroup (const struct crungo_start *start, struct crungo_failure *why)
 {
-  char content[4096];
-  int source = open (from, O_RDONLY | O_CLOEXEC);
-  int target = open (to, O_WRONLY | O_CLOEXEC);
-  ssize_t n = source < 0 || target < 0 ? -1 : read (source, content, sizeof (content));
+  char procs[512];
 
-  if (n > 0)
-    n = write (target, content, (size_t) n);
-  if (source >= 0)
-    close (source);
-  if (target >= 0)
-    close (target);
-  return n < 0 ? -1 : 0;
-}
-
-/* Make a cgroup below the container's in one tree, without limits of its own: those above apply.  */
-static int
-make_cgroup (const char *root, const struct crungo_start *start, struct crungo_failure *why)
-{
-  static const char *const inherited[] = { "cpuset.cpus", "cpuset.mems" };
-  char parent[512], child[512], from[640], to[640];
-
-  snprintf (parent, sizeof (parent), "%s%s", root, start->cgroup);
-  if (access (parent, F_OK) < 0)
-    return 0;
-  snprintf (child, sizeof (child), "%s%s", parent, start->child_cgroup);
-  if (mkdir (child, 0755) < 0)
+  if (mkdir (start->cgroup, 0755) < 0)
     return crungo_fail_errno (why, "cgroup");
-  snprintf (from, sizeof (from), "%s/cgroup.controllers", parent);
-  if (access (from, F_OK) == 0)
+  if (start->below[0] != '\0')
     return 0;
-  /* A fresh v1 cpuset is empty, and no process may enter it (cpuset(7)).  */
-  for (size_t i = 0; i < 2; i++)
-    {
-      snprintf (from, sizeof (from), "%s/%s", parent, inherited[i]);
-      snprintf (to, sizeof (to), "%s/%s", child, inherited[i]);
-      if (copy_file (from, to) < 0 && errno != ENOENT)
-        return crungo_fail_errno (why, "cgroup");
-    }
+  snprintf (procs, sizeof (procs), "%s/cgroup.procs", start->cgroup);
+  if (crungo_join_cgroup (procs) < 0)
+    return crungo_fail_errno (why, "cgroup");
   return 0;
 }
 
 static int
-start_execution (const struct crungo_start *start, struct crungo_failure *why)
+start_execution (const struct crungo_start *start, libcrun_context_t *context, struct crungo_failure *why)
 {
-  libcrun_context_t context = context_of (start);
   libcrun_container_t *container = load (start, why);
   libcrun_error_t err = NULL;
   struct console console;
@@ -344,23 +290,20 @@ start_execution (const struct crungo_start *start, struct crungo_failure *why)
   root = open (path, O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (root < 0)
     return crungo_fail_errno (why, "root file system");
-  if (set_user (start, container, root, why) < 0)
+  if (set_user (start, container, root, why) < 0 || make_cgroup (start, why) < 0)
     return -1;
-  for (size_t i = 0; i < start->n_hierarchies; i++)
-    if (make_cgroup (start->hierarchies[i], start, why) < 0)
-      return -1;
   if (start->terminal)
     {
       if (open_console (&console, why) < 0)
         return -1;
-      context.console_socket = console.path;
+      context->console_socket = console.path;
     }
   pid_file = memfd_create ("crungo-pid", MFD_CLOEXEC);
   if (pid_file < 0)
     return crungo_fail_errno (why, "process");
   snprintf (path, sizeof (path), "/proc/self/fd/%d", pid_file);
-  context.pid_file = path;
-  if (crungo_exec (&context, start->id, container, start->child_cgroup, &err) < 0)
+  context->pid_file = path;
+  if (crungo_exec (context, start->id, container, start->below[0] == '\0' ? NULL : start->below, &err) < 0)
     return fail_libcrun (why, "exec", &err);
   n = pread (pid_file, text, sizeof (text) - 1, 0);
   if (n <= 0)
@@ -384,60 +327,52 @@ reset_signals (void)
   syscall (SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof (none));
 }
 
-/* Move descriptors to 0, 1, 2, … and close all others.  */
+/* Move the order's descriptors to where the child has them, and close all others.  */
 static int
-arrange (const int *fds, int n, struct crungo_failure *why)
+arrange (const int *fds, size_t n_fds, struct crungo_failure *why)
 {
-  int moved[FDS_MAX];
+  static const int from[] = { CRUNGO_ORDER_STDIN,   CRUNGO_ORDER_STDOUT, CRUNGO_ORDER_STDERR, CRUNGO_ORDER_REPORT,
+                              CRUNGO_ORDER_COMMAND, CRUNGO_ORDER_REPORT, CRUNGO_ORDER_LOG };
+  const int n = n_fds > CRUNGO_ORDER_LOG ? LOG_FD + 1 : LOG_FD;
+  int moved[CRUNGO_ORDER_FDS];
 
   /* Out of the way first: a wanted descriptor may sit where another has to go.  */
-  for (int i = 0; i < n; i++)
-    if ((moved[i] = fcntl (fds[i], F_DUPFD_CLOEXEC, n)) < 0)
+  for (size_t i = 0; i < n_fds; i++)
+    if ((moved[i] = fcntl (fds[i], F_DUPFD_CLOEXEC, LOG_FD + 1)) < 0)
       return crungo_fail_errno (why, "descriptors");
   for (int i = 0; i < n; i++)
-    if (dup3 (moved[i], i, i <= CRUNGO_STATUS_FD ? 0 : O_CLOEXEC) < 0)
+    if (dup3 (moved[from[i]], i, i <= CRUNGO_STATUS_FD ? 0 : O_CLOEXEC) < 0)
       return crungo_fail_errno (why, "descriptors");
   return crungo_close_range ((unsigned int) n, ~0U, 0);
 }
 
-static _Noreturn void
-run (const struct crungo_start *start)
+void
+crungo_run_start (const struct crungo_start *start, const int *fds, size_t n_fds, pid_t parent, const char *state_root)
 {
   const struct rlimit nofile = { .rlim_cur = start->nofile[0], .rlim_max = start->nofile[1] };
+  libcrun_context_t context = context_of (start, state_root);
   struct crungo_failure why = {};
   bool further = start->init > 0;
+  int report = fds[CRUNGO_ORDER_REPORT];
   int status;
 
   prctl (PR_SET_PDEATHSIG, SIGKILL);
-  if (getppid () != start->spawner)
+  if (getppid () != parent)
     _exit (1);
   reset_signals ();
-  if (arrange (start->fds, (int) start->n_fds, &why) < 0)
-    end_with (&why, start->fds[REPORT_FD]);
-  crungo_log_to (start->debug ? LOG_FD : -1, further ? CRUNGO_STATUS_FD : -1);
-  libcrun_set_verbosity (start->debug ? LIBCRUN_VERBOSITY_DEBUG : LIBCRUN_VERBOSITY_WARNING);
-  if (prctl (PR_SET_CHILD_SUBREAPER, 1) < 0 /* a short process may have ended before it is reported */
-      || setrlimit (RLIMIT_NOFILE, &nofile) < 0 || chdir (start->directory) < 0)
-    status = crungo_fail_errno (&why, start->directory);
-  else
-    status = further ? start_execution (start, &why) : start_container (start, &why);
-  if (status < 0)
-    end_with (&why, REPORT_FD);
-  _exit (0);
-}
-
-pid_t
-crungo_start (const struct crungo_start *start)
-{
-  pid_t pid;
-
-  if (start->n_fds <= REPORT_FD || start->n_fds > FDS_MAX)
+  status = arrange (fds, n_fds, &why);
+  if (status == 0)
     {
-      errno = EINVAL;
-      return -1;
+      report = REPORT_FD;
+      crungo_log_to (start->debug ? LOG_FD : -1, further ? CRUNGO_STATUS_FD : -1);
+      libcrun_set_verbosity (start->debug ? LIBCRUN_VERBOSITY_DEBUG : LIBCRUN_VERBOSITY_WARNING);
+      if (prctl (PR_SET_CHILD_SUBREAPER, 1) < 0 /* a short process may have ended before it is reported */
+          || setrlimit (RLIMIT_NOFILE, &nofile) < 0 || chdir (start->directory) < 0)
+        status = crungo_fail_errno (&why, start->directory);
+      else
+        status = further ? start_execution (start, &context, &why) : start_container (start, &context, &why);
     }
-  pid = fork ();
-  if (pid == 0)
-    run (start);
-  return pid;
+  if (status < 0)
+    crungo_report_failure (report, &why);
+  _exit (0);
 }

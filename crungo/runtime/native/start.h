@@ -1,35 +1,30 @@
-/* What the spawner's children do to start a container or a further process in one: one call from fork to end, so that no
-   Python runs in between. Each child has one thread, reports once, and ends. */
+/* What a child of crungo-forks does to start a container or a further process in one, from its fork to its end. */
 #ifndef CRUNGO_START_H
 #define CRUNGO_START_H
-
-#include "failure.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-struct custom_handler_manager_s;
-
 struct crungo_file
 {
   const char *name;
-  const void *content;
+  const char *content;
   size_t size;
 };
 
-/* Paths are absolute. What only a container needs comes with `layers` or `rootfs`, the rest with `init`. */
+/* An order: what is to be started. Paths are absolute. What only a container needs comes with `layers` or `rootfs`, what
+   only a further process needs with `init`. */
 struct crungo_start
 {
   const char *id;
-  const char *state_root; /* libcrun's state is below it */
-  const char *directory;  /* of the container's own files */
-  struct custom_handler_manager_s *handlers;
+  const char *directory; /* of the container's own files */
   const char *spec; /* the OCI runtime specification; of a further process, one with nothing but a process */
-  const char *user; /* `user[:group]`, NULL or empty for root */
+  const char *user; /* `user[:group]`, empty for root */
   const char *const *groups;
   size_t n_groups;
+  uint64_t nofile[2]; /* RLIMIT_NOFILE, soft and hard, that the container inherits */
   bool terminal;
   bool debug;
 
@@ -40,26 +35,34 @@ struct crungo_start
   size_t n_files;
   bool await_command; /* the command comes later, by CRUNGO_COMMAND_FD */
 
-  pid_t init;                    /* that of the running container */
-  const char *const *hierarchies; /* roots of cgroup trees */
-  size_t n_hierarchies;
-  const char *cgroup;       /* the container's, below each root */
-  const char *child_cgroup; /* below that, to be made */
-
-  /* 0, 1, 2 are the container's own (never the user's), 3 tells of a failed exec (CRUNGO_STATUS_FD), 4 brings the command
-     of a pooled container, 5 is the report to the spawner, 6 libcrun's log, perhaps. All others are closed, so that no
-     container holds a descriptor of another. */
-  const int *fds;
-  size_t n_fds;
-  pid_t spawner;         /* the child ends with it: nobody would own what it makes */
-  uint64_t nofile[2];    /* RLIMIT_NOFILE, soft and hard, that the container inherits */
+  pid_t init;           /* that of the running container, 0 to start one */
+  const char *cgroup;   /* to be made for the further process: its path */
+  const char *below;    /* and its path below the container's, for libcrun to enter; empty on v1 */
 };
 
-/* Fork the child that starts the process. Its process id, or -1 with errno.
+/* Decode an order, which libcrun.py encodes. Its texts point into DATA. 0, or -1 when it is malformed. */
+int crungo_decode_start (const char *data, size_t size, struct crungo_start *start);
 
-   It sends one packet on descriptor 5: the kind of the failure or 0 for none, the process id or errno (two ints), and
-   then the operation, the message and the hint of the failure, each ended by a null byte; or, after success, a pidfd of
-   the process and, with a terminal, the PTY's master. */
-pid_t crungo_start (const struct crungo_start *start);
+/* The descriptors of an order. They become, in the child: 0, 1, 2, the container's own and never the user's;
+   3 (CRUNGO_STATUS_FD) and 5 the report; 4 (CRUNGO_COMMAND_FD), which brings the command of a pooled container; and 6,
+   where there is a seventh, libcrun's log. All others are closed, so that no container holds a descriptor of another. */
+enum
+{
+  CRUNGO_ORDER_REPORT,
+  CRUNGO_ORDER_STDIN,
+  CRUNGO_ORDER_STDOUT,
+  CRUNGO_ORDER_STDERR,
+  CRUNGO_ORDER_COMMAND,
+  CRUNGO_ORDER_LOG,
+  CRUNGO_ORDER_FDS
+};
+
+/* The rest of a process that was forked by PARENT: start what is ordered, and end.
+
+   What happens is told on the report (report.h): the process id, with a pidfd of the process and, with a terminal, the PTY's
+   master; or why there is none. The process itself, which inherits the report, tells there of a failed exec, and closes it by
+   a successful one. */
+_Noreturn void crungo_run_start (const struct crungo_start *start, const int *fds, size_t n_fds, pid_t parent,
+                                 const char *state_root);
 
 #endif

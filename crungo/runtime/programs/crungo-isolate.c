@@ -1,12 +1,13 @@
 /* crungo-isolate: sets a spawner apart from its caller, and starts it.
  *
- *     crungo-isolate FILE PROGRAM [ARG...]
+ *     crungo-isolate PROGRAM [ARG...]
  *
  * The process leaves the caller's descriptors (but for 0 to 3), directory, file mode mask and mount namespace. In the new
- * namespace FILE, the interpreter that PROGRAM leads to, is mounted read-only upon itself, so that a program inside a
- * container that reaches it through /proc/self/exe finds a file that cannot be written (CVE-2019-5736). It has to be
- * mounted before it is started: a process keeps what it was started from. A program of its own does this because an
- * interpreter, started for this alone, takes fifteen times as long.
+ * namespace crungo-forks, which is beside this program, is mounted read-only upon itself: it is what every process of a
+ * container is forked from, and a program inside that reaches it through /proc/self/exe, or another's, finds a file that
+ * cannot be written (CVE-2019-5736). libcrun's own answer, a copy in memory, costs more each time. It has to be mounted before
+ * it is started: a process keeps what it was started from. A program of its own does this because an interpreter, started
+ * for this alone, takes fifteen times as long.
  *
  * A failure is told on descriptor 3, the control socket, in the form of runtime/wire.py.
  */
@@ -126,16 +127,25 @@ make_cgroups_v1 (void)
   mount_or_fail (UNIFIED, CGROUPS, NULL, MS_MOVE, NULL);
 }
 
+static void
+protect_sibling (const char *program, const char *name)
+{
+  char path[PATH_MAX];
+  const char *slash = strrchr (program, '/');
+
+  snprintf (path, sizeof path, "%.*s%s", slash ? (int) (slash + 1 - program) : 0, program, name);
+  mount_or_fail (path, path, NULL, MS_BIND, NULL);
+  mount_or_fail ("none", path, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL);
+}
+
 int
 main (int argc, char **argv)
 {
-  if (argc < 3)
+  if (argc < 2)
     {
       errno = EINVAL;
-      fail ("usage: crungo-isolate FILE PROGRAM [ARG...]", NULL);
+      fail ("usage: crungo-isolate PROGRAM [ARG...]", NULL);
     }
-  const char *interpreter = argv[1];
-
   if (syscall (SYS_close_range, CONTROL_FD + 1, ~0U, 0) < 0)
     fail ("close descriptors", NULL);
   if (chdir ("/") < 0)
@@ -147,8 +157,7 @@ main (int argc, char **argv)
   mount_or_fail ("none", "/", NULL, MS_REC | MS_SLAVE, NULL);
   if (is_hybrid ())
     make_cgroups_v1 ();
-  mount_or_fail (interpreter, interpreter, NULL, MS_BIND, NULL);
-  mount_or_fail ("none", interpreter, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL);
-  execv (argv[2], argv + 2);
-  fail ("start", argv[2]);
+  protect_sibling (argv[0], "crungo-forks");
+  execv (argv[1], argv + 1);
+  fail ("start", argv[1]);
 }
