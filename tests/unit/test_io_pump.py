@@ -4,107 +4,30 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
 import os
 import random
 import socket
-import threading
-import time
-import tty
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crungo.io import endpoints
-from crungo.io import pump as pumping
-from crungo.io.fds import Fd, pipe, pipe_size
-from crungo.io.pump import Pump, pump
+from crungo.io.fds import pipe, pipe_size
+from crungo.io.pump import pump
+from tests.support.ends import BACKENDS, Reader, feed, flags, no_descriptor_left, opened, pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from crungo.io.pump import PumpResult
-
-BACKENDS = ["asyncio", "trio"]
-
-
-def flags(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_GETFL)
-
-
-def opened(path: str, access: int) -> Fd:
-    return Fd(os.open(path, access | os.O_CLOEXEC))
-
-
-def open_fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture(autouse=True)
 def _no_leak() -> Iterator[None]:
-    before = open_fds()
-    yield
-    # A loop's own descriptors outlive the test with the asyncio runner of the plugin, so that growth is what counts.
-    assert len(open_fds()) <= len(before) + 4
-
-
-def feed(fd: int, chunks: list[bytes], pause: float = 0) -> threading.Thread:
-    """Write ``chunks`` to ``fd`` from a thread, as another process would, then close it."""
-
-    def run() -> None:
-        try:
-            for chunk in chunks:
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(fd, view) :]
-                if pause:
-                    time.sleep(pause)
-        except BrokenPipeError:
-            pass
-        finally:
-            os.close(fd)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
-
-
-class Reader(threading.Thread):
-    """Reads ``fd`` to its end from a thread, ``size`` bytes at a time."""
-
-    def __init__(self, fd: int, size: int = 65536, pause: float = 0) -> None:
-        super().__init__()
-        self.fd, self.size, self.pause = fd, size, pause
-        self.data = b""
-        self.start()
-
-    def run(self) -> None:
-        parts = []
-        while True:
-            try:
-                part = os.read(self.fd, self.size)
-            except OSError:  # a PTY's end
-                break
-            if not part:
-                break
-            parts.append(part)
-            if self.pause:
-                time.sleep(self.pause)
-        os.close(self.fd)
-        self.data = b"".join(parts)
-
-
-def pair(kind: str) -> tuple[int, int]:
-    """(read end, write end), blocking, of a pipe or socket."""
-    if kind == "pipe":
-        return os.pipe2(os.O_CLOEXEC)
-    left, right = socket.socketpair()
-    return left.detach(), right.detach()
+    with no_descriptor_left():
+        yield
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -214,184 +137,6 @@ async def test_a_directory_and_a_full_disk_say_why() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("tapped", [False, True])
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-async def test_a_reader_that_leaves_ends_the_pump(kind: str, tapped: bool) -> None:
-    source, feeder = pair("pipe")
-    drain, sink = pair(kind)
-    thread = feed(feeder, [b"y\n" * 50_000] * 40)
-
-    def leave() -> None:
-        os.read(drain, 2)
-        os.close(drain)
-
-    leaver = threading.Thread(target=leave)
-    leaver.start()
-    with anyio.fail_after(10):
-        result = await pump(source, sink, tap=(lambda _: None) if tapped else None)
-    assert result.ending == "sink-gone"
-    os.close(source)  # and now the program at the other end gets its EPIPE
-    leaver.join()
-    thread.join()
-    os.close(sink)
-
-
-TURNS = 20
-PATIENCE = 30  # seconds: a pump that keeps the loop to itself never gives a turn
-
-
-async def take_turns() -> None:
-    """Return when the loop has come round to this task a number of times."""
-    for _ in range(TURNS):
-        await anyio.sleep(0.005)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("polled", [False, True])
-@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
-async def test_a_stopped_reader_does_not_stop_the_loop(
-    kind: str, polled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sink is blocking and full; with ``polled``, it cannot be opened anew either."""
-    if polled:
-        monkeypatch.setattr(endpoints, "reopen", lambda fd, kind, access: None)
-    drain, sink = os.openpty() if kind == "terminal" else pair(kind)
-    source, feeder = pair("pipe")
-    thread = feed(feeder, [bytes(100_000)])
-    before = flags(sink)
-    ended = False
-
-    async def run() -> None:
-        nonlocal ended
-        await pump(source, sink, tap=lambda _: None)
-        ended = True
-
-    with anyio.fail_after(PATIENCE):
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            await take_turns()
-            group.cancel_scope.cancel()
-    assert not ended or kind == "socket"  # a socket pair may hold it all
-    assert flags(sink) == before
-    os.close(source)
-    thread.join()
-    os.close(drain)
-    os.close(sink)
-
-
-@pytest.mark.anyio
-async def test_an_endless_source_leaves_the_loop_to_others() -> None:
-    with opened("/dev/zero", os.O_RDONLY) as zero, opened("/dev/null", os.O_WRONLY) as null:
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as group:
-                group.start_soon(pump, zero.fileno(), null.fileno())
-                await take_turns()
-                group.cancel_scope.cancel()
-
-
-class SteppingClock:
-    """Each look at the clock finds it a quarter of a slice later."""
-
-    def __init__(self) -> None:
-        self._now = 0
-
-    def perf_counter_ns(self) -> int:
-        self._now += pumping._SLICE // 4
-        return self._now
-
-
-@pytest.mark.anyio
-async def test_a_flood_on_a_terminal_gives_others_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a PTY's master to another PTY, both never at rest: few pieces move from turn to turn."""
-    monkeypatch.setattr(pumping, "time", SteppingClock())
-    master, program = os.openpty()
-    screen, shown = os.openpty()
-    tty.setraw(shown)
-    flood = feed(program, [bytes(100) * 30_000])
-    reader = Reader(screen)
-    pieces = 0
-    seen = []
-
-    def count(_: memoryview) -> None:
-        nonlocal pieces
-        pieces += 1
-
-    async def watch() -> None:
-        while True:
-            seen.append(pieces)
-            await checkpoint()
-
-    with Fd(master).set_nonblocking(), Fd(shown):
-        async with anyio.create_task_group() as group:
-            group.start_soon(watch)
-            result = await pump(master, shown, tap=count)
-            group.cancel_scope.cancel()
-    flood.join()
-    reader.join()
-    assert (result.ending, result.moved, len(reader.data)) == ("eof", 3_000_000, 3_000_000)
-    most = max(after - before for before, after in itertools.pairwise([*seen, pieces]))
-    assert most <= 2 * 4  # a loop is free to run the pump last in one turn and first in the next
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("tapped", [False, True])
-async def test_finish_takes_what_is_there_and_no_more(tapped: bool) -> None:
-    """The other end stays open, as by a process left in the background."""
-    reader, writer = pipe()
-    out, sink = pipe()
-    results: list[PumpResult] = []
-    with reader, writer, out, sink:
-        running = Pump(reader.fileno(), sink.fileno(), tap=(lambda _: None) if tapped else None)
-
-        async def run() -> None:
-            results.append(await running.run())
-
-        with anyio.fail_after(5):
-            async with anyio.create_task_group() as group:
-                group.start_soon(run)
-                for _ in range(5):
-                    await checkpoint()
-                os.write(writer.fileno(), b"last words")
-                running.finish()
-        assert [(r.ending, r.moved) for r in results] == [("finished", 10)]
-        assert os.read(out.fileno(), 100) == b"last words"
-        os.write(writer.fileno(), b"more")
-        late = Pump(reader.fileno(), sink.fileno())
-        late.finish()
-        assert (await late.run()).ending == "finished"
-        assert os.read(out.fileno(), 100) == b"more"
-
-
-@pytest.mark.anyio
-async def test_cancelling_leaves_the_descriptors_usable() -> None:
-    reader, writer = pipe()
-    out, sink = pipe()
-    with reader, writer, out, sink:
-        for tap in (None, lambda _: None):
-            with anyio.move_on_after(0.02) as scope:
-                await pump(reader.fileno(), sink.fileno(), tap=tap)
-            assert scope.cancelled_caught
-            os.write(writer.fileno(), b"still here")
-            assert os.read(reader.fileno(), 100) == b"still here"
-
-
-@pytest.mark.anyio
-async def test_a_pty_master_ends_with_its_last_slave() -> None:
-    """Everything written before the last slave was closed comes out, then the end (EIO)."""
-    master, slave = os.openpty()
-    data = random.Random(2).randbytes(200_000).translate(None, b"\n")
-    out, sink = pipe()
-    reader = Reader(out.detach())
-    thread = feed(slave, [data])
-    with Fd(master).set_nonblocking(), sink:
-        result = await pump(master, sink.fileno(), tap=lambda _: None)
-    thread.join()
-    reader.join()
-    assert (result.ending, result.moved) == ("eof", len(data))
-    assert reader.data == data
-
-
-@pytest.mark.anyio
 async def test_fallbacks_when_splice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: Any, **kwargs: Any) -> int:
         raise OSError(errno.EPERM, "forbidden by a sandbox")
@@ -409,27 +154,6 @@ async def test_fallbacks_when_splice_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert reader.data == data
 
 
-@pytest.mark.anyio
-async def test_pumps_of_one_loop_do_not_mix_their_bytes() -> None:
-    """All copy through the same buffer, and each has more to write than its slow reader takes at once."""
-    ends = [(*pair("pipe"), *pair("pipe")) for _ in range(3)]
-    texts = [bytes([65 + n]) * 400_000 for n in range(3)]
-    feeders = [feed(feeder, [text]) for (_, feeder, _, _), text in zip(ends, texts, strict=True)]
-    readers = [Reader(out, 20_000, pause=0.001) for _, _, out, _ in ends]
-
-    async def run(source: int, sink: int) -> None:
-        await pump(source, sink, tap=lambda _: None)
-        os.close(sink)
-        os.close(source)
-
-    async with anyio.create_task_group() as group:
-        for source, _, _, sink in ends:
-            group.start_soon(run, source, sink)
-    for thread in (*feeders, *readers):
-        thread.join()
-    assert [reader.data == text for reader, text in zip(readers, texts, strict=True)] == [True] * 3
-
-
 def test_a_default_timeout_of_sockets_does_no_harm() -> None:
     """socket.setdefaulttimeout makes every new socket object set O_NONBLOCK, also on a description that is shared."""
     left, right = socket.socketpair()
@@ -442,32 +166,3 @@ def test_a_default_timeout_of_sockets_does_no_harm() -> None:
         socket.setdefaulttimeout(None)
         left.close()
         right.close()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_off_the_main_thread(backend: str) -> None:
-    """Two loops in two threads: the shared buffer is one per thread."""
-    failures: list[str] = []
-
-    def work(seed: int) -> Callable[[], None]:
-        def run() -> None:
-            data = random.Random(seed).randbytes(2_000_000)
-            source, feeder = pair("pipe")
-            out, sink = pair("pipe")
-            thread, reader = feed(feeder, [data]), Reader(out, 1 << 14)
-            anyio.run(lambda: pump(source, sink, tap=lambda _: None), backend=backend)
-            os.close(sink)
-            os.close(source)
-            thread.join()
-            reader.join()
-            if reader.data != data:
-                failures.append(f"thread {seed}")
-
-        return run
-
-    threads = [threading.Thread(target=work(seed)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []

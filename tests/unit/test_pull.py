@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,77 +16,19 @@ from crungo.errors import DigestMismatch, ImageError, ImageNotFound, ImageNotKno
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 from crungo.image.store import Image, Store
-from crungo.paths import Roots
 from crungo.registry.client import RegistryClient
-from crungo.registry.hosts import Hosts
 from crungo.registry.progress import ImageDone, ImageResolved, LayerDone, LayerProgress, ProgressEvent
-from crungo.registry.pull import PullLimits, pull
-from crungo.registry.retry import RetryPolicy
+from crungo.registry.pull import PullLimits
 from tests.support.fakeregistry import FakeRegistry, Fault, Request
 from tests.support.image import Image as Source
 from tests.support.image import Layer, make_image, sha256
 from tests.support.pyunpacker import Liar, PyUnpacker
+from tests.support.smallpulls import blob_names, content, get, layered, leftovers, make_store, noise, spoil
 
 if TYPE_CHECKING:
     from crungo.config import PullPolicy
 
 pytestmark = pytest.mark.anyio
-
-QUICK = RetryPolicy(retries=3, delay=0.0)
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with FakeRegistry() as registry:
-        yield registry
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient(hosts=Hosts(), certificates=(), retry=QUICK) as client:
-        yield client
-
-
-def make_store(path: Path, **options: Any) -> Store:
-    return Store(Roots(root=str(path / "root"), run=str(path / "run")), **options)
-
-
-def noise(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def layered(*sizes: int, seed: int = 0, **options: Any) -> Source:
-    """An image with one layer per size, each a file of so many random bytes."""
-    return make_image(
-        [Layer().directory("d").file(f"d/{n}", noise(size, seed + n)) for n, size in enumerate(sizes)], **options
-    )
-
-
-def leftovers(store: Store) -> list[str]:
-    """What is being made or claimed; empty as well where the store was never written to."""
-    return [
-        name for path in (store.layout.ingest, store.layout.leases) for _, _, names in os.walk(path) for name in names
-    ]
-
-
-def content(image: Image, number: int) -> bytes:
-    """The file of an image's layer, as ``layered`` made it."""
-    return Path(image.layers[number], "d", str(number)).read_bytes()
-
-
-def spoil(image: Image) -> None:
-    """Do to the lowest layer what a crash of the machine may do."""
-    Path(image.layers[0], "d", "0").write_bytes(b"")
-
-
-def blob_names(store: Store) -> set[str]:
-    return {f"sha256:{name}" for name in os.listdir(f"{store.layout.root}/blobs/sha256")}
-
-
-async def get(text: str, store: Store, client: RegistryClient, **options: Any) -> Image:
-    options.setdefault("unpacker", PyUnpacker())
-    options.setdefault("retry", QUICK)
-    return await pull(Reference.parse(text), store=store, client=client, **options)
 
 
 async def test_whole_image(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:

@@ -2,89 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crungo.config import ContainerConfig, Device, ExecConfig, Mount, Ulimit
-from crungo.errors import CommandNotFound, CrungoError, HostError, UsageError
+from crungo.config import ContainerConfig, ExecConfig, Ulimit
+from crungo.errors import CommandNotFound, HostError, UsageError
 from crungo.image.imageconfig import ImageConfig
-from crungo.parsing.host import CAPABILITIES
 from crungo.records import replace
-from crungo.runtime.check import check_config
-from crungo.runtime.etc import etc_files
-from crungo.runtime.host import DeviceNode, HostFacts
-from crungo.runtime.spec import ContainerPlace, build_exec, build_spec
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-PLACE = ContainerPlace(
-    id="0123456789ab" + "c" * 52, rootfs="/run/x/rootfs", directory="/run/x", cgroups_path="/crungo-0123456789ab"
-)
-FUSE = DeviceNode(path="/dev/fuse", type="c", major=10, minor=229, mode=0o666, uid=0, gid=0)
-SOUND = DeviceNode(path="/dev/snd/seq", type="c", major=116, minor=1, mode=0o660, uid=0, gid=29)
-DISK = DeviceNode(path="/dev/vda", type="b", major=254, minor=0, mode=0o660, uid=0, gid=6)
-DEVICES = {"/dev/fuse": (FUSE,), "/dev/snd": (SOUND,)}
-
-
-def devices_at(path: str) -> tuple[DeviceNode, ...]:
-    if path not in DEVICES:
-        raise UsageError(f'device "{path}": No such file or directory')
-    return DEVICES[path]
-
-
-HOST = HostFacts(
-    cgroup_version=2,
-    capabilities=frozenset(CAPABILITIES) - {"SYS_RESOURCE"},
-    rlimits={"nofile": (1024, 4096), "core": (0, -1), "nproc": (100, 100)},
-    nr_open=1 << 20,
-    hostname="metal",
-    architecture="amd64",
-    kernel=(6, 1),
-    term="xterm-256color",
-    swap_limit=True,
-    init_path="/lib/crungo-init",
-    hosts=lambda: "127.0.0.1 localhost metal",
-    resolv_conf=lambda: "search lan\nnameserver 10.0.0.1\noptions edns0\n",
-    devices_at=devices_at,
-    all_devices=lambda: (FUSE, DISK),
-)
-IMAGE = ImageConfig(
-    entrypoint=("/entry",),
-    cmd=("serve",),
-    env=("PATH=/app/bin", "A=image", "B=image"),
-    working_dir="/srv",
-    volumes=("/data", "/", "/proc/x", "relative", "/var/../var/lib"),
-)
-
-
-def spec(
-    config: ContainerConfig | None = None, *, image: ImageConfig | None = IMAGE, host: HostFacts = HOST, **fields: Any
-) -> dict[str, Any]:
-    config = config or ContainerConfig(image="x", **fields)
-    built = build_spec(config, image, place=PLACE, host=host)
-    json.dumps(built, ensure_ascii=False).encode("utf-8")
-    return built
-
-
-def environment(built: dict[str, Any]) -> dict[str, str]:
-    return dict(entry.split("=", 1) for entry in built["process"]["env"])
-
-
-def mount_on(built: dict[str, Any], target: str) -> dict[str, Any]:
-    found = [mount for mount in built["mounts"] if mount["destination"] == target]
-    assert len(found) == 1, (target, found)
-    mount: dict[str, Any] = found[0]
-    return mount
-
-
-def namespaces(built: dict[str, Any]) -> set[str]:
-    return {entry["type"] for entry in built["linux"]["namespaces"]}
+from crungo.runtime.host import HostFacts
+from crungo.runtime.spec import build_exec
+from tests.support.spec import HOST, environment, mount_on, namespaces, spec
 
 
 def test_defaults() -> None:
@@ -270,78 +200,6 @@ def test_sysctls_belong_to_the_container() -> None:
             spec(**fields)
 
 
-def test_users_mounts_take_the_place_of_defaults() -> None:
-    shm = Mount(type="tmpfs", target="/dev/shm", options=("size=1m",))
-    hosts = Mount(type="bind", source="/h", target="/etc/hosts", options=("rbind", "rprivate", "rw"))
-    built = spec(mounts=(hosts, shm))
-    assert mount_on(built, "/dev/shm")["options"] == ["size=1m"]
-    assert mount_on(built, "/etc/hosts")["source"] == "/h"
-    assert mount_on(built, "/etc/hostname")["source"] == "/run/x/hostname"
-    over_dev = spec(mounts=(Mount(type="bind", source="/dev", target="/dev", options=("rbind", "rprivate", "rw")),))
-    assert [mount["destination"] for mount in over_dev["mounts"] if mount["destination"].startswith("/dev")] == ["/dev"]
-
-
-def test_mounts_come_after_those_that_they_lie_under() -> None:
-    mounts = tuple(Mount(type="tmpfs", target=target) for target in ("/a/b/c", "/run", "/a", "/a/b"))
-    order = [mount["destination"] for mount in spec(mounts=mounts, init=True)["mounts"]]
-    assert order.index("/a") < order.index("/a/b") < order.index("/a/b/c")
-    assert order.index("/run") < order.index("/run/crungo-init")
-    with pytest.raises(UsageError, match="duplicate mount point"):
-        spec(mounts=(Mount(type="tmpfs", target="/a"), Mount(type="tmpfs", target="/a")))
-
-
-def test_read_only_binds_are_so_recursively_where_the_kernel_can() -> None:
-    mounts = (Mount(type="bind", source="/h", target="/t", options=("rbind", "rprivate", "ro")),)
-    assert "rro" in mount_on(spec(mounts=mounts), "/t")["options"]
-    assert "ro" in mount_on(spec(mounts=mounts, host=replace(HOST, kernel=(5, 10))), "/t")["options"]
-
-
-def test_a_bind_needs_no_options() -> None:
-    assert mount_on(spec(mounts=(Mount(type="bind", source="/h", target="/t"),)), "/t")["options"] == ["rbind"]
-    read_only = (Mount(type="bind", source="/h", target="/t", options=("ro",)),)
-    assert mount_on(spec(mounts=read_only), "/t")["options"] == ["rbind", "rro"]
-
-
-def test_read_only_root_keeps_the_images_volumes_writable() -> None:
-    built = spec(read_only=True)
-    assert built["root"]["readonly"] is True
-    assert "ro" in mount_on(built, "/etc/hosts")["options"]
-    assert mount_on(built, "/data")["options"] == ["nosuid", "nodev", "tmpcopyup"]
-    assert mount_on(built, "/var/lib")["type"] == "tmpfs"
-    assert not [m for m in built["mounts"] if m["destination"] in ("/", "/proc/x", "/relative")]
-    assert not [m for m in spec()["mounts"] if m["destination"] == "/data"]
-
-
-def test_propagation_of_the_root_follows_the_mounts() -> None:
-    def propagation(option: str) -> Any:
-        mounts = (Mount(type="bind", source="/h", target="/t", options=("rbind", option, "rw")),)
-        return spec(mounts=mounts)["linux"].get("rootfsPropagation")
-
-    assert propagation("rprivate") is None
-    assert propagation("rslave") == "slave"
-    assert propagation("rshared") == "shared"
-
-
-def test_devices() -> None:
-    built = spec(
-        devices=(
-            Device(source="/dev/fuse", target="/dev/f", permissions="rw"),
-            Device(source="/dev/snd", target="/dev/snd"),
-        )
-    )
-    assert built["linux"]["devices"] == [
-        {"path": "/dev/f", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666, "uid": 0, "gid": 0},
-        {"path": "/dev/snd/seq", "type": "c", "major": 116, "minor": 1, "fileMode": 0o660, "uid": 0, "gid": 29},
-    ]
-    rules = built["linux"]["resources"]["devices"]
-    assert rules[-2:] == [
-        {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
-        {"allow": True, "type": "c", "major": 116, "minor": 1, "access": "rwm"},
-    ]
-    with pytest.raises(UsageError, match="/dev/none"):
-        spec(devices=(Device(source="/dev/none", target="/dev/none"),))
-
-
 def test_privileged() -> None:
     built = spec(privileged=True)
     assert "seccomp" not in built["linux"]
@@ -386,78 +244,6 @@ def test_exec_starts_from_the_containers_process() -> None:
     assert base["args"] != ["sh"]
     with pytest.raises(UsageError, match="no command"):
         build_exec(ExecConfig(command=()), base, host=HOST)
-
-
-def etc(**fields: Any) -> dict[str, str]:
-    return etc_files(ContainerConfig(image="x", **fields), hostname="web.lan", host=HOST)
-
-
-def test_etc_without_a_network() -> None:
-    files = etc(name="box", add_host=(("db", "10.0.0.5"),))
-    assert files["hosts"] == (
-        "10.0.0.5\tdb\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\tweb.lan web box\n"
-    )
-    assert files["hostname"] == "web.lan\n"
-    assert "nameserver" not in files["resolv.conf"]
-    assert etc(dns=("1.1.1.1",))["resolv.conf"] == "nameserver 1.1.1.1\n"
-    with pytest.raises(UsageError, match="host-gateway"):
-        etc(add_host=(("gw", "host-gateway"),))
-
-
-def test_etc_with_the_hosts_network() -> None:
-    files = etc(network="host", add_host=(("gw", "host-gateway"),))
-    assert files["hosts"] == "127.0.0.1\tgw\n127.0.0.1 localhost metal\n"
-    assert files["resolv.conf"] == HOST.resolv_conf()
-    assert etc(network="host", dns=("1.1.1.1",))["resolv.conf"] == "search lan\noptions edns0\nnameserver 1.1.1.1\n"
-
-
-def test_check_finds_what_no_image_can_mend(tmp_path: Path) -> None:
-    init = tmp_path / "init"
-    init.write_text("#!/bin/true\n")
-    init.chmod(0o755)
-    host = replace(HOST, init_path=str(init))
-    bind = Mount(type="bind", source=str(tmp_path), target="/t", options=("rbind",))
-    check_config(ContainerConfig(image="x", mounts=(bind,), init=True, hostname="h", name="box", user="app"), host)
-    wrong: list[dict[str, Any]] = [
-        {"mounts": (replace(bind, source=str(tmp_path / "none")),)},
-        {"mounts": (replace(bind, target="t"),)},
-        {"mounts": (bind, bind)},
-        {"devices": (Device(source="/dev/none", target="/dev/none"),)},
-        {"rootfs": str(tmp_path / "none")},
-        {"image": ""},
-        {"hostname": "a\nb"},
-        {"name": "-"},
-        {"add_host": (("a\nb", "1.1.1.1"),)},
-        {"dns": ("x",)},
-        {"user": ":"},
-        {"group_add": ("",)},
-        {"workdir": "x"},
-        {"env": {"": "x"}},
-        {"command": ("\udcff",)},
-        {"seccomp": "[]"},
-        {"sysctls": {"vm.x": "1"}},
-        {"cap_add": ("SYS_RESOURCE",)},
-        {"network": "bridge"},
-    ]
-    for fields in wrong:
-        with pytest.raises(CrungoError):
-            check_config(ContainerConfig(**({"image": "x"} | fields)), host)
-    with pytest.raises(HostError, match="--init"):
-        check_config(ContainerConfig(image="x", init=True), replace(HOST, init_path="/none"))
-
-
-def test_facts_about_this_host() -> None:
-    facts = HostFacts.read()
-    assert facts.hostname == os.uname().nodename
-    assert facts.kernel >= (4, 0)
-    assert "nofile" in facts.rlimits
-    assert facts.hosts() == facts.hosts()
-    null = facts.devices_at("/dev/null")[0]
-    assert (null.type, null.major, null.minor) == ("c", 1, 3)
-    with pytest.raises(UsageError, match="not a device node"):
-        facts.devices_at("/etc/passwd")
-    with pytest.raises(UsageError, match="No such file"):
-        facts.devices_at("/dev/surely/not")
 
 
 TEXT = st.text(max_size=8)

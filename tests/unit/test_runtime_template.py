@@ -15,7 +15,7 @@ from crungo.runtime.etc import etc_files
 from crungo.runtime.names import random_id
 from crungo.runtime.spec import ContainerPlace, build_spec
 from crungo.runtime.template import LIMIT, Template, Templates
-from tests.unit.test_runtime_spec import HOST, IMAGE
+from tests.support.spec import HOST, IMAGE
 
 ROOT = "/var/lib/store"
 CONFIGS = [

@@ -1,0 +1,150 @@
+"""Large layers: fetched in ranges over several connections, where the registry lets them be."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from crungo.errors import CrungoError
+from crungo.registry import download
+from crungo.registry.client import RegistryClient
+from crungo.registry.hosts import Hosts
+from crungo.registry.pull import PullLimits
+from crungo.registry.retry import RetryPolicy
+from tests.support.fakeregistry import FakeRegistry, Fault, Request
+from tests.support.pyunpacker import PyUnpacker
+from tests.support.smallpulls import get, layered, leftovers, make_store, on
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SEGMENT", 100_000)
+    monkeypatch.setattr(download, "_FIRST_SEGMENT", 50_000)
+    monkeypatch.setattr(download, "_FAST", 1e12)
+
+
+@pytest.mark.usefixtures("small_segments")
+async def test_large_layer_in_ranges(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    source = layered(2_000_000)
+    text = registry.add(source)
+    registry.faults = on(source, lambda _: Fault(pause=0.02))
+    unpacker = PyUnpacker()
+    image = await get(text, make_store(tmp_path), client, unpacker=unpacker)
+    assert image.digest == source.digest
+    layer = source.document["layers"][0]
+    ranges = sorted(sent.request.range or (0, 0) for sent in registry.requests(layer["digest"]))
+    assert len(ranges) > 15
+    assert ranges[0] == (0, 50_000)
+    assert registry.bytes_of(layer["digest"]) == layer["size"]
+    assert len(unpacker.made[0].announced) > 5
+
+
+@pytest.mark.usefixtures("small_segments")
+async def test_segments_shrink_on_a_slow_line(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_LAST_SEGMENT", 10_000)
+    source = layered(1_200_000)
+    layer = source.document["layers"][0]
+    text = registry.add(source)
+    sizes = {}
+    for slow in (0.0, 1e12):
+        monkeypatch.setattr(download, "_SLOW", slow)
+        registry.sent.clear()
+        await get(text, make_store(tmp_path / str(slow)), client)
+        ranges = sorted(sent.request.range or (0, 0) for sent in registry.requests(layer["digest"]))
+        sizes[slow] = [(end or layer["size"]) - start for start, end in ranges]
+        assert sum(sizes[slow]) == layer["size"]
+    assert min(sizes[0.0][1:-1]) == max(sizes[0.0][1:-1]) == 100_000
+    assert max(sizes[1e12][-4:]) < 15_000 < sizes[1e12][1]
+
+
+@pytest.mark.usefixtures("small_segments")
+async def test_segments_shrink_at_the_end_of_the_pull_and_not_of_each_layer(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_LAST_SEGMENT", 10_000)
+    monkeypatch.setattr(download, "_SLOW", 1e12)
+    source = layered(400_000, 1_200_000)
+    text = registry.add(source)
+    store = make_store(tmp_path)
+    await get(text, store, client, limits=PullLimits(layers=1))
+    smallest = []
+    for layer in source.document["layers"]:
+        ranges = sorted(sent.request.range or (0, 0) for sent in registry.requests(layer["digest"]))
+        smallest.append(min((end or layer["size"]) - start for start, end in ranges))
+    assert smallest[0] < 15_000
+    assert smallest[1] >= 400_000 // 16, "the larger one is the first"
+
+
+@pytest.mark.usefixtures("small_segments")
+async def test_large_layer_without_ranges(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    source = layered(2_000_000)
+    text = registry.add(source)
+    registry.faults = on(source, lambda _: Fault(ignore_range=True))
+    await get(text, make_store(tmp_path), client)
+    assert len(registry.requests(source.document["layers"][0]["digest"])) == 2
+
+
+@pytest.mark.usefixtures("small_segments")
+async def test_further_connections_may_be_refused(registry: FakeRegistry, tmp_path: Path) -> None:
+    source = layered(2_000_000)
+    text = registry.add(source)
+    served = threading.Semaphore(1)
+
+    def fault(request: Request) -> Fault | None:
+        # One connection at a time is served: the first one's, that of the segments in order.
+        if not served.acquire(blocking=False):
+            return Fault(status=429)
+        threading.Timer(0.02, served.release).start()
+        return Fault(pause=0.03)
+
+    registry.faults = on(source, fault)
+    often = RetryPolicy(retries=50, delay=0.01)
+    async with RegistryClient(hosts=Hosts(), certificates=(), retry=often) as client:
+        image = await get(text, make_store(tmp_path), client, retry=often)
+    assert image.digest == source.digest
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("seed", range(12))
+async def test_random_faults(seed: int, registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    """The right image, or an error and nothing visible; and in the end the right image, fetching what was missing."""
+    dice = random.Random(seed)
+    source = layered(300_000, 40_000, 700_000, 10, seed=seed)
+    text = registry.add(source)
+    lock = threading.Lock()
+
+    def fault(request: Request) -> Fault | None:
+        with lock:
+            kind = dice.randrange(12)
+            after = dice.randrange(1, 200_000)
+        return {
+            0: Fault(after=after),
+            1: Fault(after=after, reset=True),
+            2: Fault(status=dice.choice([429, 500, 503])),
+            3: Fault(corrupt=dice.randrange(300)),
+            4: Fault(ignore_range=True),
+            5: Fault(chunked=True, after=after),
+        }.get(kind)
+
+    registry.faults = fault
+    store = make_store(tmp_path)
+    for _ in range(2):
+        try:
+            image = await get(text, store, client)
+        except CrungoError:
+            assert store.images() == []
+        else:
+            assert image.digest == source.digest
+    registry.faults = lambda _: None
+    image = await get(text, store, client)
+    assert image.digest == source.digest
+    assert [os.listdir(f"{path}/d") for path in image.layers] == [["0"], ["1"], ["2"], ["3"]]
+    assert leftovers(store) == []

@@ -1,0 +1,144 @@
+"""The client and registries that fail, cannot be reached, are blocked, or have mirrors."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from crungo.errors import ImageNotFound, RegistryError
+from crungo.image.reference import Reference
+from crungo.registry.hosts import Hosts, Mirror, Registry
+from tests.support.scripted import MANIFEST, Asked, Reply, Server, Sleeps, client, good, ref, serving, sha256
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_400_to_plain_http_means_tls() -> None:
+    async with serving(lambda _: Reply(400)) as server, client(connect=0.2, retries=0) as registry:
+        for ask in (registry.get_manifest, registry.head_manifest):
+            with pytest.raises(RegistryError, match="answered 400") as caught:
+                await ask(ref(server))
+            assert caught.value.status == 400
+        assert len(server.asked) == 2, (
+            "both were asked by plain http, and then with TLS, which this server does not know"
+        )
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("", "redirected more than 8 times"),
+        ("/again", "redirected more than 8 times"),
+        ("ftp://127.0.0.1/x", "is not followed"),
+        ("file:///etc/passwd", "is not followed"),
+        ("http://[::1/", "malformed redirect"),
+        ("http://127.0.0.1:99999999/", "is not followed"),
+    ],
+)
+async def test_redirects_that_lead_nowhere(location: str, message: str) -> None:
+    async with serving(lambda _: Reply(302, {"Location": location})) as server, client() as registry:
+        with pytest.raises(RegistryError, match=message):
+            await registry.get_manifest(ref(server))
+
+
+async def test_a_registry_that_comes_back() -> None:
+    replies = [
+        Reply(503),
+        Reply(429, {"Retry-After": "77"}),
+        Reply(raw=b""),
+        Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"),
+    ]
+
+    def handler(asked: Asked) -> Reply | None:
+        return replies.pop(0) if replies else good(asked)
+
+    sleeps = Sleeps()
+    async with serving(handler) as server, client(sleeps=sleeps, retries=4) as registry:
+        assert (await registry.get_manifest(ref(server))).body == MANIFEST
+        assert sleeps == [1.0, 77.0, 4.0, 8.0]
+
+
+async def test_a_registry_that_does_not_come_back() -> None:
+    body = b'{"errors":[{"code":"TOOMANYREQUESTS","message":"slow\\u001b[1m down"}]}'
+    reply = Reply(429, {"Content-Type": "application/json"}, body)
+    sleeps = Sleeps()
+    async with serving(lambda _: reply) as server, client(sleeps=sleeps) as registry:
+        with pytest.raises(RegistryError) as caught:
+            await registry.get_manifest(ref(server))
+        assert str(caught.value) == (
+            f"manifest {server.host}/a/b:1: {server.host} answered 429 Too Many Requests"
+            " (TOOMANYREQUESTS: slow [1m down)"
+        )
+        assert caught.value.status == 429
+        assert len(sleeps) == 3
+        server.handler = lambda _: Reply(404)
+        with pytest.raises(ImageNotFound):
+            await registry.get_manifest(ref(server))
+        assert len(sleeps) == 3
+
+
+async def test_hosts_that_cannot_be_reached() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        sleeps = Sleeps()
+        async with client(sleeps=sleeps) as registry:
+            with pytest.raises(RegistryError) as caught:
+                await registry.get_manifest(Reference.parse(f"127.0.0.1:{port}/x:1"))
+            assert str(caught.value) == f"manifest 127.0.0.1:{port}/x:1: 127.0.0.1:{port}: connection refused"
+            assert sleeps == []
+            with pytest.raises(RegistryError, match=r"nowhere\.invalid: "):
+                await registry.get_manifest(Reference.parse("nowhere.invalid/x:1"))
+
+
+async def test_a_server_that_speaks_no_http() -> None:
+    async with (
+        serving(lambda _: Reply(raw=b"SSH-2.0-OpenSSH_9.2\r\n")) as server,
+        client(retries=0, connect=0.2) as registry,
+    ):
+        with pytest.raises(RegistryError, match=f"^manifest .*: {server.host}: "):
+            await registry.get_manifest(ref(server))
+
+
+def mirrored(server: Server, *mirrors: str) -> Hosts:
+    locations = tuple(Mirror(location=mirror) for mirror in mirrors)
+    return Hosts(registries=(Registry(prefix=server.host, location=server.host, mirrors=locations),))
+
+
+async def test_mirrors() -> None:
+    async with (
+        serving(good) as server,
+        serving(good) as mirror,
+        client(hosts=mirrored(server, mirror.host)) as registry,
+    ):
+        await registry.get_manifest(ref(server))
+        assert (len(server.asked), len(mirror.asked)) == (0, 1)
+        mirror.handler = lambda _: Reply(body=b"corrupted")
+        got = await registry.get_manifest(ref(server, f"a/b@{sha256(MANIFEST)}"))
+        assert got.body == MANIFEST
+        await registry.get_manifest(ref(server))
+        assert (len(server.asked), len(mirror.asked)) == (2, 2), "a mirror that failed is asked last from then on"
+        server.handler = lambda _: Reply(404)
+        with pytest.raises(ImageNotFound, match=f"{server.host} answered 404"):
+            await registry.get_manifest(ref(server, "a/b@" + sha256(b"x")))
+
+
+async def test_a_dead_mirror_costs_one_attempt() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{unused.getsockname()[1]}"
+        sleeps = Sleeps()
+        async with serving(good) as server, client(hosts=mirrored(server, dead), sleeps=sleeps) as registry:
+            await registry.get_manifest(ref(server))
+            await registry.get_manifest(ref(server))
+        assert sleeps == []
+
+
+async def test_blocked() -> None:
+    async with serving(good) as server:
+        hosts = Hosts(registries=(Registry(prefix=server.host, location=server.host, blocked=True),))
+        async with client(hosts=hosts) as registry:
+            with pytest.raises(RegistryError, match="blocked"):
+                await registry.get_manifest(ref(server))
+        assert server.asked == []

@@ -1,0 +1,80 @@
+"""The check of a store: what is wrong is found, and mended where that is asked for."""
+
+from __future__ import annotations
+
+# ruff: noqa: ASYNC240 - the store itself is blocking, and so are its tests
+import os
+from pathlib import Path
+
+import pytest
+
+from crungo.image.check import check
+from crungo.image.store import Store
+from crungo.image.trees import remove_tree
+from crungo.image.usage import prune
+from tests.support.pyunpacker import PyUnpacker
+from tests.support.smallpulls import leftovers, make_store, spoil
+from tests.unit.test_store import everything, make, put
+
+
+@pytest.mark.anyio
+class TestCheck:
+    async def test_blob(self, store: Store) -> None:
+        source = make("1", "2")
+        await put(store, source, "one")
+        digest = source.document["layers"][0]["digest"]
+        Path(store.layout.blob(digest)).write_bytes(source.blobs[digest][:-1] + b"!")
+        found = await check(store)
+        assert [(problem.kind, problem.what, problem.mended) for problem in found] == [("blob", digest, False)]
+        assert [problem.mended for problem in await check(store, repair=True)] == [True]
+        assert [problem.kind for problem in await check(store)] == ["image"]
+
+    async def test_documents(self, store: Store) -> None:
+        source = make("1")
+        image = await put(store, source, "one")
+        Path(store.layout.blob(image.id)).unlink()
+        assert [problem.kind for problem in await check(store)] == ["image"]
+        assert [problem.mended for problem in await check(store, repair=True)] == [True]
+        assert await check(store) == []
+        prune(store)
+        assert everything(store) == []
+
+    @pytest.mark.parametrize("harm", ["content", "missing", "added", "mode", "layer", "record"])
+    async def test_layer(self, harm: str, store: Store) -> None:
+        image = await put(store, make("1", "2"), "one")
+        victim = Path(image.layers[1])
+        if harm == "content":
+            status = (victim / "d/0").stat()
+            (victim / "d/0").write_bytes(b"9")
+            os.utime(victim / "d/0", ns=(status.st_atime_ns, status.st_mtime_ns))
+        elif harm == "missing":
+            (victim / "d/0").unlink()
+        elif harm == "added":
+            (victim / "d/1").write_bytes(b"")
+        elif harm == "mode":
+            (victim / "d/0").chmod(0o4755)
+        elif harm == "layer":
+            remove_tree(str(victim.parent))
+        else:
+            (victim.parent / "record.json").write_bytes(b"{}")
+        unpacker = PyUnpacker()
+        [problem] = await check(store, unpacker)
+        assert (problem.kind, problem.what, problem.mended) == ("layer", image.manifest.layers[1].digest, False)
+        [problem] = await check(store, unpacker, repair=True, in_use=lambda _: True)
+        assert (problem.mended, "in use" in problem.message) == (False, True)
+        [problem] = await check(store, unpacker, repair=True)
+        assert problem.mended
+        assert await check(store, unpacker) == []
+        assert (victim / "d/0").read_bytes() == b"2"
+        assert leftovers(store) == []
+
+    async def test_after_a_restart(self, tmp_path: Path) -> None:
+        image = await put(make_store(tmp_path, boot="one"), make("1", "2"), "one")
+        spoil(image)
+        store = make_store(tmp_path, boot="two")
+        unpacker = PyUnpacker()
+        found = await check(store, unpacker)
+        assert ["differs in" in problem.message for problem in found] == [True, False]
+        assert all(problem.mended for problem in await check(store, unpacker, repair=True))
+        assert await check(store, unpacker) == []
+        assert store.untrusted(image) == ()
