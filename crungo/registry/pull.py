@@ -216,7 +216,7 @@ class _Pull(Record):
         places = anyio.Semaphore(self.limits.layers)
 
         async def one(layer: Descriptor) -> None:
-            async with places:
+            try:
                 await LayerPull(
                     reference=self.reference,
                     layer=layer,
@@ -229,10 +229,13 @@ class _Pull(Record):
                     limit=self.limits.layer_size,
                     tracker=Tracker(self.progress, layer.digest, layer.size),
                 ).run()
+            finally:
+                places.release()
 
         with single_failure():
             async with anyio.create_task_group() as group:
                 for layer in layers:
+                    await places.acquire()  # here and not by the layers: trio starts tasks in an order of its own
                     group.start_soon(one, layer)
 
     def _tell_done(self, image: Image, *, changed: bool) -> None:
