@@ -16,11 +16,19 @@ RUNTIME = Path("crungo", "runtime")
 PROGRAMS = {
     "crungo-init": [],
     "crungo-isolate": [],
-    "crungo-forks": ["start", "order", "report", "failure", "crun", "library", "rootfs", "users", "syscalls"],
+    "crungo-forks": [
+        *("start", "order", "report", "failure", "crun", "cgroups", "library", "rootfs", "users", "syscalls"),
+    ],
 }
 """What is compiled, each from its own file in ``programs`` and those of ``native``."""
 
-WRAPPED = ["seccomp_init", "libcrun_move_process_to_cgroup", "libcrun_configure_handler", "get_user_name"]
+WRAPPED = [
+    "seccomp_init",
+    "libcrun_configure_handler",
+    "get_user_name",
+    "move_process_to_cgroup",
+    "libcrun_set_selinux_label",
+]
 """Calls of libcrun's that come to ``native/crun.c``."""
 
 

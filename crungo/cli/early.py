@@ -20,7 +20,6 @@ import termios
 from crungo.errors import ContainerError, SpawnerDied
 from crungo.io.fds import Kind, kind_of
 from crungo.io.sigmask import hold_back, let_through
-from crungo.runtime.cgroups import prepare_moves
 from crungo.runtime.requests import SpawnerProcess, require_root
 
 TYPE_CHECKING = False
@@ -39,7 +38,6 @@ SWITCH = 0.0005
 def run(options: RunOptions, roots: Roots) -> int:
     """Run the container; returns its exit code, raises errors for the caller to print."""
     require_root()
-    _thread.start_new_thread(prepare_moves, ())
     spawner = SpawnerProcess.start(roots)
     creation = None
     held: frozenset[int] = frozenset()

@@ -21,7 +21,6 @@ __all__ = [
     "hierarchies",
     "kill",
     "path_of",
-    "prepare_moves",
     "remove",
     "remove_empty",
     "tree_of_executions",
@@ -73,27 +72,6 @@ def claim_controllers(root: str = ROOT) -> None:
                 return
     except OSError:
         return
-
-
-def prepare_moves() -> None:
-    """Have the kernel get ready to move processes between cgroups, by a move that changes nothing; for a thread.
-
-    Before the first move after a while it waits for all processors to have seen that there will be one (an RCU grace
-    period), for eight milliseconds and more; the next moves are free. Asked for early, it waits while others work. What
-    fails here is of no matter.
-    """
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            places = [line.rstrip("\n").split(":", 2)[1:] for line in file]
-    except OSError:
-        return
-    for controllers, path in places:
-        if controllers in ("pids", ""):  # any tree of v1 will do, or that of v2
-            try:
-                _write(f"{ROOT}/{controllers}{path}/cgroup.procs", "0")
-            except OSError:
-                continue
-            return
 
 
 def _move_processes(source: str, target: str) -> None:

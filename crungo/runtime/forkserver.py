@@ -32,6 +32,7 @@ def encode_order(
     files: Mapping[str, bytes] | None = None,
     await_command: bool = False,
     init: int = 0,
+    container_cgroup: str = "",
     cgroup: str = "",
     below: str = "",
 ) -> bytes:
@@ -44,10 +45,11 @@ def encode_order(
     ``files`` are made in its ``directory``; with ``await_command`` it waits for its command, on descriptor 4.
 
     A further process is started with ``init``, the process id of its container's first, in a new cgroup of the path
-    ``cgroup``; with ``below``, its path below the container's, by libcrun.
+    ``cgroup``, below ``container_cgroup``, which is the container's in each tree. With ``below``, what the one has more
+    than the other, it is libcrun that leads it there.
     """
     files = files or {}
-    texts: list[str | bytes] = [identifier, directory, spec, user or "", rootfs or "", cgroup, below]
+    texts: list[str | bytes] = [identifier, directory, spec, user or "", rootfs or "", container_cgroup, cgroup, below]
     parts = [
         _number(TERMINAL * terminal | DEBUG * debug | AWAIT_COMMAND * await_command),
         _number(init),

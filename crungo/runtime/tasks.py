@@ -255,6 +255,7 @@ class Execution(Task):
             container.claim.directory,
             fds,
             init=container.pid,
+            container_cgroup=cgroups.path_of(self.identifier),
             cgroup=tree + cgroups.path_of(self.identifier) + self.cgroup,
             below=self.cgroup if unified else "",
         )

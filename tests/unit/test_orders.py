@@ -27,6 +27,7 @@ orders = st.fixed_dictionaries(
         "files": st.dictionaries(texts, st.binary(max_size=20), max_size=4),
         "await_command": st.booleans(),
         "init": st.integers(0, 2**31 - 1),
+        "container_cgroup": texts,
         "cgroup": texts,
         "below": texts,
     }
@@ -64,6 +65,7 @@ def decode(data: bytes) -> dict[str, Any] | None:
         },
         "await_command": start.await_command,
         "init": start.init,
+        "container_cgroup": text(start.container_cgroup),
         "cgroup": text(start.cgroup),
         "below": text(start.below),
     }

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "crun.h"
+#include "cgroups.h"
 #include "report.h"
 
 #include <errno.h>
@@ -87,29 +88,27 @@ crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, con
   return 0;
 }
 
-/* libcrun has one path for all trees of v1, and would make the process enter a cgroup below the container's in each of them.
-   One tree is enough to find what it starts, so it is led there after libcrun has brought it into the container's own
-   (ld(1), --wrap).  */
-int __real_libcrun_move_process_to_cgroup (pid_t pid, pid_t init, const char *path, bool create, libcrun_error_t *err);
-int __wrap_libcrun_move_process_to_cgroup (pid_t pid, pid_t init, const char *path, bool create, libcrun_error_t *err);
-
-static int further_cgroup = -1;
+/* On v1, processes enter their cgroups themselves (cgroups.h; ld(1), --wrap): a container's init, which libcrun would move tree
+   by tree, before it mounts anything, and a further process in the first call that comes here after it has been forked,
+   which is before its filter of system calls.  */
+int __real_move_process_to_cgroup (pid_t pid, const char *subsystem, const char *path, libcrun_error_t *err);
+int __wrap_move_process_to_cgroup (pid_t pid, const char *subsystem, const char *path, libcrun_error_t *err);
 
 int
-crungo_join_cgroup (const char *procs)
+__wrap_move_process_to_cgroup (pid_t pid, const char *subsystem, const char *path, libcrun_error_t *err)
 {
-  further_cgroup = open (procs, O_WRONLY | O_CLOEXEC);
-  return further_cgroup < 0 ? -1 : 0;
+  return subsystem == NULL ? __real_move_process_to_cgroup (pid, subsystem, path, err) : 0;
 }
 
-int
-__wrap_libcrun_move_process_to_cgroup (pid_t pid, pid_t init, const char *path, bool create, libcrun_error_t *err)
-{
-  int status = __real_libcrun_move_process_to_cgroup (pid, init, path, create, err);
+int __real_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *process, bool now, libcrun_error_t *err);
+int __wrap_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *process, bool now, libcrun_error_t *err);
 
-  if (status < 0 || further_cgroup < 0)
-    return status;
-  return dprintf (further_cgroup, "%d", (int) pid) < 0 ? crun_make_error (err, errno, "enter cgroup") : 0;
+int
+__wrap_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *process, bool now, libcrun_error_t *err)
+{
+  if (crungo_enter_cgroups () < 0)
+    return crun_make_error (err, errno, "enter cgroup");
+  return __real_libcrun_set_selinux_label (process, now, err);
 }
 
 int

@@ -27,9 +27,6 @@ void crungo_before_mounts (void (*work) (const void *order, libcrun_container_t 
    has no process.  */
 int crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n);
 
-/* Let the next process that joins a container end up in the cgroup whose list of processes is PROCS. 0, or -1 with errno. */
-int crungo_join_cgroup (const char *procs);
-
 /* Start the process of CONTAINER's specification, which is otherwise empty, in the running container ID, in its cgroup or, with
    CGROUP, one below that.  */
 int crungo_exec (libcrun_context_t *context, const char *id, libcrun_container_t *container, const char *cgroup,

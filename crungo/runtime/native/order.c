@@ -116,6 +116,7 @@ crungo_decode_start (const char *data, size_t size, struct crungo_start *start)
   start->spec = take_text (&from);
   start->user = take_text (&from);
   start->rootfs = take_text (&from);
+  start->container_cgroup = take_text (&from);
   start->cgroup = take_text (&from);
   start->below = take_text (&from);
   start->groups = take_texts (&from, &start->n_groups);

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "start.h"
+#include "cgroups.h"
 #include "crun.h"
 #include "library.h"
 #include "report.h"
@@ -202,12 +203,25 @@ assemble_root (const struct crungo_start *start, libcrun_container_t *container,
   return set_user (start, container, root, why);
 }
 
+static int
+enter_cgroups (libcrun_container_t *container, struct crungo_failure *why)
+{
+  if (! crungo_has_cgroups_v1 ())
+    return 0;
+  if (crungo_open_cgroups (container->container_def->linux->cgroups_path) < 0 || crungo_enter_cgroups () < 0)
+    return crungo_fail_errno (why, "enter cgroup");
+  return 0;
+}
+
 static void
-prepare_root (const void *start, libcrun_container_t *container)
+prepare_init (const void *start, libcrun_container_t *container)
 {
   struct crungo_failure why = {};
   libcrun_error_t err = NULL;
-  int status = assemble_root (start, container, &why);
+  int status = enter_cgroups (container, &why);
+
+  if (status == 0)
+    status = assemble_root (start, container, &why);
 
   /* The one thing of the user's that libcrun has set by now.  */
   if (status == 0 && libcrun_container_setgroups (container, container->container_def->process, &err) < 0)
@@ -243,7 +257,7 @@ start_container (const struct crungo_start *start, libcrun_context_t *context, s
     }
   if (start->await_command)
     crungo_await_command ();
-  crungo_before_mounts (prepare_root, start);
+  crungo_before_mounts (prepare_init, start);
   if (libcrun_container_create (context, container, 0, &err) < 0)
     return fail_libcrun (why, "create", &err);
   if (libcrun_read_container_status (&status, context->state_root, start->id, &err) < 0)
@@ -258,18 +272,15 @@ start_container (const struct crungo_start *start, libcrun_context_t *context, s
 
 /* --- a further process -------------------------------------------------------------------------------------------- */
 
-/* Make the cgroup; on v1, where libcrun does not lead the process there, a descriptor to do it by.  */
+/* Make the cgroup; on v1, open it after the container's.  */
 static int
 make_cgroup (const struct crungo_start *start, struct crungo_failure *why)
 {
-  char procs[512];
-
   if (mkdir (start->cgroup, 0755) < 0)
     return crungo_fail_errno (why, "cgroup");
   if (start->below[0] != '\0')
     return 0;
-  snprintf (procs, sizeof (procs), "%s/cgroup.procs", start->cgroup);
-  if (crungo_join_cgroup (procs) < 0)
+  if (crungo_open_cgroups (start->container_cgroup) < 0 || crungo_open_cgroup (start->cgroup) < 0)
     return crungo_fail_errno (why, "cgroup");
   return 0;
 }

@@ -36,8 +36,9 @@ struct crungo_start
   bool await_command; /* the command comes later, by CRUNGO_COMMAND_FD */
 
   pid_t init;           /* that of the running container, 0 to start one */
-  const char *cgroup;   /* to be made for the further process: its path */
-  const char *below;    /* and its path below the container's, for libcrun to enter; empty on v1 */
+  const char *container_cgroup; /* below the root of each tree */
+  const char *cgroup;           /* to be made for the further process: its path */
+  const char *below;            /* and its path below the container's, for libcrun to enter; empty on v1 */
 };
 
 /* Decode an order, which libcrun.py encodes. Its texts point into DATA. 0, or -1 when it is malformed. */
