@@ -115,41 +115,30 @@ def starts(bench: Bench) -> list[Row]:
     def start(ballast: int) -> Callable[[], float]:
         return lambda: bench.crungo.inside("start", image=bench.image, count=bench.many(40), ballast=ballast)
 
-    found = take_turns(
-        {"small": start(0), "large": start(4096 if bench.scale >= 1 else 512)}, rounds=bench.rounds, label="start, ms"
-    )
-    small = found["small"]
-    rows = [
-        Row(
+    def beside(usual: str, other: Callable[[], float], label: str, *, work: str, against: str, goal: float) -> Row:
+        """A start of another kind, and the usual one for comparison."""
+        found = take_turns({usual: start(0), "crungo": other}, rounds=bench.rounds, label=label)
+        own = found.pop("crungo")
+        return Row(work=work, unit="ms", crungo=own, peers=found, reference=found[usual], against=against, goal=goal)
+
+    return [
+        beside(
+            "crungo, 50 MB",
+            start(4096 if bench.scale >= 1 else 512),
+            "start, ms",
             work="start a container from a process of 4 GB",
-            unit="ms",
-            crungo=found["large"],
-            peers={"crungo, 50 MB": small},
-            reference=small,
             against="the start from 50 MB",
             goal=1.1,
-        )
-    ]
-    pooled = take_turns(
-        {
-            "cold": start(0),
-            "pool": lambda: bench.crungo.inside("pool", image=bench.image, count=bench.many(40)),
-        },
-        rounds=bench.rounds,
-        label="pool, ms",
-    )
-    rows.append(
-        Row(
+        ),
+        beside(
+            "crungo, cold",
+            lambda: bench.crungo.inside("pool", image=bench.image, count=bench.many(40)),
+            "pool, ms",
             work="start a container from a warm pool",
-            unit="ms",
-            crungo=pooled["pool"],
-            peers={"crungo, cold": pooled["cold"]},
-            reference=pooled["cold"],
             against="a cold start",
             goal=0.5,
-        )
-    )
-    return rows
+        ),
+    ]
 
 
 def executions(bench: Bench) -> list[Row]:
@@ -232,23 +221,24 @@ def streams(bench: Bench) -> list[Row]:
             # docker takes its time: a fraction shows as much.
             turns[peer.name] = partial(pipe_rate, through, size if peer is bench.podman else size // 8, peer.env)
     turns["limit"] = lambda: pipe_rate([str(bench.rootfs / "bin" / "busybox"), "cat"], size)
-    found = take_turns(turns, rounds=bench.rounds, label="-i cat, GB/s")
-    limit = found.pop("limit")
-    rows = [
-        Row(
-            work="standard input to standard output through `-i … cat`, 1 GB",
-            unit="GB/s",
-            crungo=found.pop("crungo"),
-            peers=found,
-            limit=limit,
-            reference=limit,
-            against="a bare pipe",
-            goal=0.8,
-            enough=1.0,
-            more_is_better=True,
-        )
-    ]
-    return [*rows, terminal(bench)]
+    pipes = beside_the_kernel(
+        bench,
+        turns,
+        "-i cat",
+        work="standard input to standard output through `-i … cat`, 1 GB",
+        unit="GB/s",
+        against="a bare pipe",
+        goal=0.8,
+        enough=1.0,
+    )
+    return [pipes, terminal(bench)]
+
+
+def beside_the_kernel(bench: Bench, turns: Mapping[str, Callable[[], float]], label: str, **row: Any) -> Row:
+    """What passes in a second, beside what passes where no container is."""
+    found = take_turns(turns, rounds=bench.rounds, label=f"{label}, {row['unit']}")
+    limit, own = found.pop("limit"), found.pop("crungo")
+    return Row(crungo=own, peers=found, limit=limit, reference=limit, more_is_better=True, **row)
 
 
 def terminal(bench: Bench) -> Row:
@@ -266,18 +256,14 @@ def terminal(bench: Bench) -> Row:
             turns[peer.name] = partial(terminal_rate, shown, size, peer.env)
     bare = [str(bench.rootfs / "bin" / "busybox"), "cat", str(text / "lines")]
     turns["limit"] = lambda: terminal_rate(bare, size)
-    found = take_turns(turns, rounds=bench.rounds, label="-it cat, MB/s")
-    limit = found.pop("limit")
-    return Row(
+    return beside_the_kernel(
+        bench,
+        turns,
+        "-it cat",
         work="output through a terminal, 200 MB",
         unit="MB/s",
-        crungo=found.pop("crungo"),
-        peers=found,
-        limit=limit,
-        reference=limit,
         against="a bare terminal",
         goal=0.75,
-        more_is_better=True,
     )
 
 
