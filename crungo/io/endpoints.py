@@ -1,7 +1,7 @@
 """Ends that bytes are read from and written to without ever blocking, whoever owns the descriptor.
 
-Invariant: ``read_into`` and ``write`` return at once or raise BlockingIOError, and the flags of the descriptor
-that was given are what they were. How, depends on what is behind it:
+Invariant: ``read_into`` and ``write`` never wait, and the flags of the descriptor that was given are what they were.
+How, depends on what is behind it:
 
 * non-blocking already: plain read(2) and write(2);
 * a socket: ``MSG_DONTWAIT`` on a duplicate;
@@ -42,7 +42,7 @@ _POLLED_WRITE_OTHER: Final = 256
 class _End:
     """What both directions share: the classification, and the means that it asks for."""
 
-    __slots__ = ("_owned", "_polled", "_socket", "fd", "kind")
+    __slots__ = ("_owned", "_plain", "_polled", "_socket", "fd", "kind")
 
     _access: int
     _event: int
@@ -53,10 +53,12 @@ class _End:
         self._owned: Fd | None = None
         self._socket: socket.socket | None = None
         self._polled = False
+        self._plain = self.kind is not Kind.CLOSED  # read(2) and write(2) are all it takes
         if self.kind in (Kind.CLOSED, Kind.READY) or not os.get_blocking(fd):
             return
         if self.kind is Kind.SOCKET:
             self._socket = _borrow_socket(fd)
+            self._plain = False
             self.fd = self._socket.fileno()
             return
         self._owned = reopen(fd, self.kind, self._access)
@@ -64,6 +66,7 @@ class _End:
             self.fd = self._owned.fileno()
         else:
             self._polled = True
+            self._plain = False
 
     def close(self) -> None:
         """Give back what was opened for this end; the given descriptor stays as it is."""
@@ -73,7 +76,9 @@ class _End:
             self._owned.close()
 
     def _check_ready(self) -> None:
-        if self._polled and not is_ready(self.fd, self._event):
+        poll = select.poll()
+        poll.register(self.fd, self._event)
+        if not poll.poll(0):
             raise BlockingIOError(errno.EAGAIN, "not ready")
 
     def __enter__(self) -> Self:
@@ -97,9 +102,11 @@ class Source(_End):
         A terminal that is gone (EIO: the last slave of a PTY was closed, or the terminal was hung up), a connection
         that was reset and a descriptor that was closed before have ended too.
         """
-        if self.kind is Kind.CLOSED:
-            return 0
         try:
+            if self._plain:
+                return os.readv(self.fd, (buffer,))
+            if self.kind is Kind.CLOSED:
+                return 0
             if self._socket is not None:
                 return self._socket.recv_into(buffer, len(buffer), socket.MSG_DONTWAIT)
             self._check_ready()
@@ -128,25 +135,23 @@ class Sink(_End):
     _event = select.POLLOUT
 
     def write(self, data: memoryview) -> int:
-        """Write what fits, at least one byte. BlockingIOError when nothing fits; OSError with an errno of ``GONE``
-        when nobody will ever read it (a vanished terminal's EIO is reported as EPIPE)."""
-        if self.kind is Kind.CLOSED:
-            raise BrokenPipeError(errno.EPIPE, "the descriptor is closed")
+        """Write what fits now; the number of bytes, 0 when nothing fits. OSError with an errno of ``GONE`` when nobody
+        will ever read it (a vanished terminal's EIO is reported as EPIPE)."""
         try:
+            if self._plain:
+                return os.write(self.fd, data)
+            if self.kind is Kind.CLOSED:
+                raise BrokenPipeError(errno.EPIPE, "the descriptor is closed")
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             self._check_ready()
-            if self._polled:
-                data = data[: _POLLED_WRITE.get(self.kind, _POLLED_WRITE_OTHER)]
-            return os.write(self.fd, data)
+            return os.write(self.fd, data[: _POLLED_WRITE.get(self.kind, _POLLED_WRITE_OTHER)])
+        except BlockingIOError:
+            return 0
         except OSError as error:
             if self.kind is Kind.TERMINAL and error.errno == errno.EIO:
                 raise BrokenPipeError(errno.EPIPE, "the terminal is gone") from error
             raise
-
-    def ready_within(self, limit: int) -> bool:
-        """Whether writing is worth a try within ``limit`` milliseconds, which the whole loop waits."""
-        return is_ready(self.fd, self._event, limit)
 
     async def wait(self) -> None:
         """Wait until writing is worth a try. ClosedResourceError, BusyResourceError as anyio raises them."""
@@ -156,21 +161,13 @@ class Sink(_End):
             await anyio.wait_writable(self.fd)
 
 
-def is_ready(fd: int, event: int, limit: int = 0) -> bool:
-    """Whether ``event`` (``select.POLLIN`` or ``POLLOUT``), an error or a hang-up is there, or comes within ``limit``
-    milliseconds."""
-    poll = select.poll()
-    poll.register(fd, event)
-    return bool(poll.poll(limit))
-
-
 async def write_all(sink: Sink, data: memoryview) -> None:
     """Write all of ``data``, waiting where needed. OSError as ``Sink.write`` raises it."""
     while data:
-        try:
-            data = data[sink.write(data) :]
-        except BlockingIOError:
+        count = sink.write(data)
+        if count == 0:
             await sink.wait()
+        data = data[count:]
 
 
 def _borrow_socket(fd: int) -> socket.socket:

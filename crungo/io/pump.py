@@ -9,6 +9,9 @@ follows there is no await, and only what the sink did not take is kept, so that 
 buffers. A regular file is copied too, although it could be spliced: its pages in a pipe would be the host's
 page cache itself, in the hands of the container.
 
+A terminal moves a page at a time, and its other side is ready again in less time than a turn of the loop takes. While
+it floods, the pump waits for it without the loop, as long as no other pump of the session has anything to do.
+
 The process must ignore SIGPIPE, as Python does unless told otherwise.
 """
 
@@ -19,6 +22,7 @@ import os
 import select
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
@@ -31,7 +35,7 @@ from crungo.records import Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Ending", "Pump", "PumpResult", "pump"]
+__all__ = ["Ending", "Pump", "PumpResult", "pump", "together"]
 
 Ending = Literal["eof", "finished", "sink-gone", "source-failed", "sink-failed"]
 
@@ -39,8 +43,11 @@ _COPY: Final = 256 << 10  # bytes of the shared buffer
 _SPLICE: Final = 1 << 20  # bytes asked of one splice(2)
 _WIDEN_AFTER: Final = 1 << 20  # bytes moved before the pipes are made larger
 _WIDE: Final = 1 << 20  # bytes
-_SLICE: Final = 1_000_000  # nanoseconds that a pump may run while it never has to wait for long
-_NAP: Final = 1  # milliseconds that it may wait without the loop, within its slice
+_SLICE: Final = 4_000_000  # nanoseconds that a pump may run while it never has to wait for long
+# Milliseconds that it may wait without the loop, at the end of its slice at the latest. Longer than the kernel's tick
+# (4 ms): a timer that is due before it has to be set in hardware, which in a virtual machine is a call of the host's.
+_NAP: Final = 5
+_FLOOD: Final = 2048  # bytes that it has moved in its slice when it waits so for the source
 
 # Splice is not for these two (splice(2): EINVAL), or a sandbox forbids it: copy instead.
 _NOT_SPLICED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
@@ -67,15 +74,29 @@ class Pump:
     ``tap`` sees each chunk before it is written; the view is valid during the call only.
     """
 
-    __slots__ = ("_deadline", "_finishing", "_idle", "_sink", "_source", "_tap", "moved")
+    __slots__ = (
+        "_awaited",
+        "_begun",
+        "_deadline",
+        "_finishing",
+        "_idle",
+        "_others",
+        "_sink",
+        "_source",
+        "_tap",
+        "moved",
+    )
 
     def __init__(self, source: int, sink: int, *, tap: Callable[[memoryview], None] | None = None) -> None:
         self._source = source
         self._sink = sink
         self._tap = tap
+        self._others: tuple[Pump, ...] = ()
         self._finishing = False
         self._idle: anyio.CancelScope | None = None
+        self._awaited: dict[int, int] | None = {}  # events by descriptor that it waits for; None: for its turn
         self._deadline = 0
+        self._begun = 0  # how much had been moved when the slice began
         self.moved = 0
 
     def finish(self) -> None:
@@ -95,6 +116,7 @@ class Pump:
         Raises ``anyio.BusyResourceError`` where another task already waits for the same descriptor, and
         ``anyio.ClosedResourceError`` where the owner closed it with ``anyio.notify_closing`` meanwhile.
         """
+        self._awaited = None
         await checkpoint()
         self._start_slice()
         if self._tap is None and _can_splice(self._source, self._sink):
@@ -145,6 +167,7 @@ class Pump:
         if self._source not in ready:
             return "waited" if await self._wait_source_fd() else "finished"
         if self._sink not in ready:
+            self._awaited = {self._sink: select.POLLOUT}
             await anyio.wait_writable(self._sink)
             self._start_slice()
             return "waited"
@@ -156,6 +179,7 @@ class Pump:
         if self._finishing:
             return False
         with anyio.CancelScope() as self._idle:
+            self._awaited = {self._source: select.POLLIN}
             await anyio.wait_readable(self._source)
         self._idle = None
         self._start_slice()
@@ -165,11 +189,12 @@ class Pump:
 
     async def _run_copy(self) -> PumpResult:
         with Source(self._source) as source, Sink(self._sink) as sink:
-            read = _gather if _is_gathered(source, sink) else Source.read_into
+            read = partial(_gather, source) if _is_gathered(source, sink) else source.read_into
+            write, tap, clock = sink.write, self._tap, time.perf_counter_ns
+            buffer = _scratch()
             while True:
-                buffer = _scratch()
                 try:
-                    count = read(source, buffer)
+                    count = read(buffer)
                 except BlockingIOError:
                     if not await self._wait_source(source):
                         return self._end("finished")
@@ -179,44 +204,69 @@ class Pump:
                 if count == 0:
                     return self._end("eof")
                 chunk = buffer[:count]
-                if self._tap is not None:
-                    self._tap(chunk)
+                if tap is not None:
+                    tap(chunk)
                 try:
-                    await self._write(sink, chunk)
+                    written = write(chunk)
+                    self.moved += written
+                    if written < count:
+                        await self._write(sink, chunk[written:])
                 except OSError as error:
                     return self._refused(error)
-                if time.perf_counter_ns() >= self._deadline:
+                if clock() >= self._deadline:
                     await self._yield()
 
-    async def _write(self, sink: Sink, data: memoryview) -> None:
-        left = data
+    async def _write(self, sink: Sink, left: memoryview) -> None:
+        """Write the rest of a chunk that the sink did not take at once."""
+        shared = left.obj
         while left:
-            try:
-                count = sink.write(left)
-            except BlockingIOError:
-                # What shows a terminal takes a page within microseconds, less than a turn of the loop takes.
-                if sink.kind is Kind.TERMINAL and time.perf_counter_ns() < self._deadline and sink.ready_within(_NAP):
-                    continue
+            if sink.kind is not Kind.TERMINAL or not self._nap(sink.fd, select.POLLOUT):
                 # The buffer belongs to the thread: what must survive an await has to leave it.
-                left = memoryview(bytes(left)) if left.obj is data.obj else left
+                left = memoryview(bytes(left)) if left.obj is shared else left
+                self._awaited = {sink.fd: select.POLLOUT}
                 await sink.wait()
                 self._start_slice()
-            else:
-                self.moved += count
-                left = left[count:]
+            count = sink.write(left)
+            self.moved += count
+            left = left[count:]
 
     async def _wait_source(self, source: Source) -> bool:
         if self._finishing:
             return False
+        if source.kind is Kind.TERMINAL and self.moved - self._begun >= _FLOOD and self._nap(source.fd, select.POLLIN):
+            return True
         with anyio.CancelScope() as self._idle:
+            self._awaited = {source.fd: select.POLLIN}
             await source.wait()
         self._idle = None
         self._start_slice()
         return True
 
+    def _nap(self, fd: int, event: int) -> bool:
+        """Wait a moment without the loop, within the slice: whether ``event`` is there now.
+
+        The other side of a terminal is ready again within microseconds, less than a turn of the loop takes. Nobody of
+        the session is kept waiting: with what another pump waits for, the nap is over.
+        """
+        if time.perf_counter_ns() >= self._deadline:
+            return False
+        events = {fd: event}
+        for other in self._others:
+            if other._awaited is None:
+                return False
+            for number, awaited in other._awaited.items():
+                events[number] = events.get(number, 0) | awaited
+        poll = select.poll()
+        for number, mask in events.items():
+            poll.register(number, mask)
+        wanted = event | select.POLLERR | select.POLLHUP
+        return any(number == fd and ready & wanted for number, ready in poll.poll(_NAP))
+
     # --- both --------------------------------------------------------------------------------------------------
 
     def _start_slice(self) -> None:
+        self._awaited = None
+        self._begun = self.moved
         self._deadline = time.perf_counter_ns() + _SLICE
 
     async def _yield(self) -> None:
@@ -224,10 +274,17 @@ class Pump:
         self._start_slice()
 
     def _end(self, ending: Ending, error: OSError | None = None) -> PumpResult:
+        self._awaited = {}
         return PumpResult(moved=self.moved, ending=ending, error=error)
 
     def _refused(self, error: OSError) -> PumpResult:
         return self._end("sink-gone") if error.errno in GONE else self._end("sink-failed", error)
+
+
+def together(*pumps: Pump) -> None:
+    """Have none of these pumps, which share a loop, keep another waiting while it waits without the loop itself."""
+    for pump in pumps:
+        pump._others = tuple(other for other in pumps if other is not pump)
 
 
 async def pump(source: int, sink: int, *, tap: Callable[[memoryview], None] | None = None) -> PumpResult:

@@ -13,7 +13,7 @@ import anyio
 from crungo.io.endpoints import Sink, write_all
 from crungo.io.fds import is_hung_up
 from crungo.io.pty import eof_characters, set_size
-from crungo.io.pump import Pump, PumpResult
+from crungo.io.pump import Pump, PumpResult, together
 from crungo.io.terminal import is_terminal
 from crungo.records import Record
 
@@ -68,18 +68,21 @@ async def interact(
     master.set_nonblocking()
     tap = modes.feed if modes is not None and is_terminal(stdout) else None
     output = Pump(master.fileno(), stdout, tap=tap)
+    typist = None if stdin is None else _Typist(stdin, master.fileno())
+    if typist is not None:
+        together(output, typist.pump)
     hung_up = False
 
-    async def read_input(source: int) -> None:
+    async def read_input(typist: _Typist) -> None:
         nonlocal hung_up
-        if await _type_input(source, master.fileno()):
+        if await typist.run():
             hung_up = True
             group.cancel_scope.cancel()
 
     result: PumpResult | None = None
     async with anyio.create_task_group() as group:
-        if stdin is not None:
-            group.start_soon(read_input, stdin)
+        if typist is not None:
+            group.start_soon(read_input, typist)
         if resizes is not None:
             group.start_soon(_follow, resizes, master.fileno())
         if exited is not None:
@@ -109,6 +112,8 @@ async def proxy(
     """
     near = [stdout[0], stderr[0], *([stdin[1]] if stdin is not None else [])]
     outputs = [Pump(stdout[0].fileno(), stdout[1]), Pump(stderr[0].fileno(), stderr[1])]
+    inputs = [Pump(stdin[0], stdin[1].fileno())] if stdin is not None else []
+    together(*outputs, *inputs)
     results: list[PumpResult | None] = [None, None, None]
 
     async def move(place: int, pump: Pump, end: Fd) -> None:
@@ -122,7 +127,7 @@ async def proxy(
     try:
         async with anyio.create_task_group() as group:
             if stdin is not None:
-                group.start_soon(move, 2, Pump(stdin[0], stdin[1].fileno()), stdin[1])
+                group.start_soon(move, 2, inputs[0], stdin[1])
             if exited is not None:
                 group.start_soon(_finish_after, exited, *outputs)
             async with anyio.create_task_group() as output_group:
@@ -136,27 +141,33 @@ async def proxy(
     return ProxyResult(stdin=results[2], stdout=results[0] or cut_off[0], stderr=results[1] or cut_off[1])
 
 
-async def _type_input(source: int, master: int) -> bool:
-    """Type everything from ``source`` into the terminal; True if ``source`` was a terminal that has been hung up."""
-    at_line_start = True
+class _Typist:
+    """Types everything from ``source`` into the terminal, and then its end."""
 
-    def remember(chunk: memoryview) -> None:
-        nonlocal at_line_start
-        at_line_start = chunk[-1] in b"\r\n"
+    def __init__(self, source: int, master: int) -> None:
+        self._source = source
+        self._master = master
+        self._at_line_start = True
+        self.pump = Pump(source, master, tap=self._remember)
 
-    result = await Pump(source, master, tap=remember).run()
-    if result.ending != "eof":
+    def _remember(self, chunk: memoryview) -> None:
+        self._at_line_start = chunk[-1] in b"\r\n"
+
+    async def run(self) -> bool:
+        """To the end; True if ``source`` was a terminal that has been hung up."""
+        result = await self.pump.run()
+        if result.ending != "eof":
+            return False
+        if is_hung_up(self._source):
+            return True
+        characters = eof_characters(self._master, at_line_start=self._at_line_start)
+        if characters:
+            with Sink(self._master) as sink:
+                try:
+                    await write_all(sink, memoryview(characters))
+                except OSError:
+                    return False  # the container's side went first
         return False
-    if is_hung_up(source):
-        return True
-    characters = eof_characters(master, at_line_start=at_line_start)
-    if characters:
-        with Sink(master) as sink:
-            try:
-                await write_all(sink, memoryview(characters))
-            except OSError:
-                return False  # the container's side went first
-    return False
 
 
 async def _follow(resizes: AsyncIterable[Size], master: int) -> None:

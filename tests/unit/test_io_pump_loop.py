@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
 import threading
 import tty
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -16,7 +17,7 @@ from anyio.lowlevel import checkpoint
 from crungo.io import endpoints
 from crungo.io import pump as pumping
 from crungo.io.fds import Fd, pipe
-from crungo.io.pump import Pump, pump
+from crungo.io.pump import Pump, pump, together
 from tests.support.ends import BACKENDS, Reader, feed, flags, no_descriptor_left, opened, pair
 
 if TYPE_CHECKING:
@@ -148,6 +149,81 @@ async def test_a_flood_on_a_terminal_gives_others_each_turn(monkeypatch: pytest.
     assert (result.ending, result.moved, len(reader.data)) == ("eof", 3_000_000, 3_000_000)
     most = max(after - before for before, after in itertools.pairwise([*seen, pieces]))
     assert most <= 2 * 4  # a loop is free to run the pump last in one turn and first in the next
+
+
+@pytest.fixture
+def endless_naps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slice for all, and waits without the loop that are longer than any test may take."""
+    monkeypatch.setattr(pumping, "_SLICE", 10**15)
+    monkeypatch.setattr(pumping, "_NAP", 20_000)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("endless_naps")
+async def test_a_flood_on_a_terminal_is_waited_for_without_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, program = os.openpty()
+    screen, shown = os.openpty()
+    tty.setraw(shown)
+    waits = 0
+
+    async def count(wait: Callable[[int], Any], fd: int) -> None:
+        nonlocal waits
+        waits += 1
+        await wait(fd)
+
+    monkeypatch.setattr(anyio, "wait_readable", functools.partial(count, anyio.wait_readable))
+    monkeypatch.setattr(anyio, "wait_writable", functools.partial(count, anyio.wait_writable))
+
+    def user() -> None:
+        for _ in range(20):  # it comes to rest each time, in the middle of its slice
+            os.write(program, bytes(3000))
+            left = 3000
+            while left:
+                left -= len(os.read(screen, left))
+        os.close(program)
+
+    thread = threading.Thread(target=user)
+    with Fd(master).set_nonblocking(), Fd(shown), Fd(screen):
+        thread.start()
+        result = await pump(master, shown)
+    thread.join()
+    assert result.moved == 60_000
+    assert waits < 10  # for the first bytes, whatever their pieces are
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("endless_naps")
+async def test_what_is_typed_is_passed_on_while_a_flood_pauses() -> None:
+    """The output's pump waits without the loop: a key that comes meanwhile must not wait with it."""
+    master, program = (Fd(fd) for fd in os.openpty())
+    screen, shown = (Fd(fd) for fd in os.openpty())
+    keys, keyboard = pipe()
+    tty.setraw(program.fileno())
+    tty.setraw(shown.fileno())
+    typed = []
+
+    def user() -> None:
+        with program, keyboard:
+            left = 3000
+            os.write(program.fileno(), bytes(left))
+            while left:
+                left -= len(os.read(screen.fileno(), left))
+            for _ in range(3):
+                os.write(keyboard.fileno(), b"x")
+                typed.append(os.read(program.fileno(), 1))
+
+    with master.set_nonblocking(), screen, shown, keys:
+        output = Pump(master.fileno(), shown.fileno())
+        typist = Pump(keys.fileno(), master.fileno())
+        together(output, typist)
+        thread = threading.Thread(target=user)
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(typist.run)
+                group.start_soon(output.run)
+                thread.start()
+        thread.join()
+    assert typed == [b"x"] * 3
 
 
 @pytest.mark.anyio
