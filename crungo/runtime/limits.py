@@ -96,21 +96,12 @@ def _memory(config: ContainerConfig, host: HostFacts) -> dict[str, int]:
     return {"limit": limit, "swap": limit if swap is None else swap}
 
 
-# Character devices that every container may use, with mknod of any node (a node gives no access by itself): null,
-# zero, full, random, urandom; tty, console, ptmx; the terminals of devpts.
-_USUAL_DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
-
-
 def _device_rules(config: ContainerConfig, devices: Sequence[DeviceNode]) -> list[dict[str, Any]]:
     if config.privileged:
         return [{"allow": True, "access": "rwm"}]
+    # libcrun allows every container null, zero, full, random, urandom, tty, console, ptmx, tun and the terminals of
+    # devpts, and mknod of any node (a node gives no access by itself).
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
-    rules += [{"allow": True, "type": kind, "access": "m"} for kind in ("c", "b")]
-    for major, minor in _USUAL_DEVICES:
-        rule: dict[str, Any] = {"allow": True, "type": "c", "major": major, "access": "rwm"}
-        if minor is not None:
-            rule["minor"] = minor
-        rules.append(rule)
     permissions = {device.source: device.permissions for device in config.devices}
     for node in devices:
         # A directory of devices was given by one flag: the longest source that the node lies under is its own.
