@@ -246,10 +246,9 @@ def terminal(bench: Bench) -> Row:
 
     The limit is one bare terminal, with nothing in between. How fast that is depends on which cores the scheduler has
     put the program, the reader and the kernel's worker between them on, and it likes to leave them there: the same
-    command makes between 65 and 105 MB/s on one machine of two cores, each time from the first byte to the last. A long
-    run is therefore one draw. Everybody gets many short ones instead, in turns, none of them tied to a core; medians are
-    compared. ``relay`` is what a program in between costs that does
-    nothing else.
+    command makes between 65 and 105 MB/s on one machine of two cores, each time from the first byte to the last. A
+    long run is therefore one draw. Everybody gets many short ones instead, in turns, none of them tied to a core;
+    medians are compared. ``relay`` is what a program in between costs that does nothing else.
     """
     size = 50_000_000 if bench.scale >= 1 else 20_000_000
     text = bench.crungo.folder / "text"
