@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import PushImage
 from tests.support.command import Crungo
+from tests.support.image import Layer
 
 UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 MIB = 1 << 20
@@ -149,6 +151,18 @@ def test_a_ulimit_holds(crungo: Crungo, busybox_reference: str) -> None:
         "run", "--ulimit", "fsize=1024", busybox_reference, "sh", "-c", "head -c 4096 /dev/zero > /f; stat -c %s /f"
     )
     assert done.stdout == "1024\n"
+
+
+@pytest.mark.parametrize("further", [0, 60])
+def test_the_lowest_limit_of_open_files(crungo: Crungo, push_image: PushImage, tmp_path: Path, further: int) -> None:
+    """It is enough for a container with as much to it as there can be; one less is refused in clear words."""
+    reference = push_image(f"layers/{further}", *(Layer().file(f"of/{number}") for number in range(further)))
+    volumes = [word for number in range(5) for word in ("-v", f"{tmp_path}:/volumes/{number}")]
+    least = 32 + 3 + further
+    rest = [*volumes, "--init", "--read-only", "--privileged", reference, "sh", "-c", "ulimit -n"]
+    assert crungo("run", "--ulimit", f"nofile={least}", *rest, check=0).stdout == f"{least}\n"
+    refused = crungo("run", "--ulimit", f"nofile={least - 1}", *rest, check=125).stderr
+    assert f"too few to start a container with; the least is {least}\n" in refused
 
 
 def test_limits_beyond_the_callers(crungo: Crungo, busybox_reference: str) -> None:

@@ -14,7 +14,7 @@ from crungo.image.imageconfig import ImageConfig
 from crungo.records import replace
 from crungo.runtime.host import HostFacts
 from crungo.runtime.spec import build_exec
-from tests.support.spec import HOST, environment, mount_on, namespaces, spec
+from tests.support.spec import HOST, IMAGE, environment, mount_on, namespaces, spec
 
 
 def test_defaults() -> None:
@@ -180,6 +180,10 @@ def test_rlimits_are_only_what_was_asked_for_and_possible() -> None:
     assert spec(ulimits=above, host=able)["process"]["rlimits"][0]["hard"] == 4097
     with pytest.raises(UsageError, match="too few to start a container with; the least is 32"):
         spec(ulimits=(Ulimit(name="nofile", soft=31, hard=4096),))
+    layered = replace(IMAGE, diff_ids=("sha256:" + "0" * 64,) * 60)
+    with pytest.raises(UsageError, match="the least is 92"):
+        spec(ulimits=(Ulimit(name="nofile", soft=91, hard=4096),), image=layered)
+    spec(ulimits=(Ulimit(name="nofile", soft=92, hard=4096),), image=layered)
     with pytest.raises(HostError, match="nr_open"):
         spec(ulimits=(Ulimit(name="nofile", soft=-1, hard=-1),), host=able)
 
