@@ -24,6 +24,7 @@ __all__ = [
     "ContainerFields",
     "ExecFields",
     "arguments",
+    "check_input",
     "configure",
     "configure_exec",
     "duration",
@@ -132,6 +133,19 @@ def text_of(value: object, name: str) -> str:
     return value
 
 
+def check_input(value: object) -> None:
+    """Refuse as the input of a program what is not bytes, before there is a program.
+
+    Raises:
+        UsageError: it is something else; of a text, also what to do.
+    """
+    if value is None or isinstance(value, (bytes, bytearray, memoryview)):
+        return
+    if isinstance(value, str):
+        raise UsageError("input: bytes are expected, not a text; its encode() makes them")
+    raise UsageError(f"input: bytes are expected, not {value!r:.100}")
+
+
 def _number(value: object, name: str) -> str:
     """A number as the text that flags take, or such a text."""
     if isinstance(value, float) and value == value and abs(value) < 1e15:  # noqa: PLR0124 - not a number is unequal to itself
@@ -166,7 +180,7 @@ def _converted(given: Mapping[str, Any], known: frozenset[str], base: ContainerC
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            raise UsageError(f"unknown keyword {name!r:.100}")
+            raise UsageError(f"unknown keyword {name!r:.100}{_suggestion(name, known)}")
         if value is None:
             if name in _NONE:
                 values[name] = None
@@ -176,6 +190,13 @@ def _converted(given: Mapping[str, Any], known: frozenset[str], base: ContainerC
         before = base.mounts if base is not None and "mounts" not in given else ()
         values["mounts"] = (*before, *_mounts(given))
     return values
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # on the way to an error, time is of no matter
+
+    found = get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {found[0]!r}?" if found else ""
 
 
 def _mounts(given: Mapping[str, Any]) -> list[Mount]:

@@ -114,6 +114,9 @@ class Process:
 
     async def communicate(self, input: bytes | None = None) -> Completed:  # noqa: A002 - subprocess's word
         """Send ``input`` to the program, collect what it writes until it closes its streams, and wait for its end."""
+        from crungo.fields import check_input
+
+        check_input(input)
         collected: dict[str, bytes | None] = {"stdout": None, "stderr": None}
 
         async def collect(name: str, stream: ByteReceiveStream) -> None:
@@ -321,6 +324,9 @@ async def run_to_end(
     check: bool,
 ) -> Completed:
     """Feed, collect and wait, all at once; TimeoutError after ``timeout`` seconds, CommandFailed with ``check``."""
+    from crungo.fields import check_input
+
+    check_input(input)
     with anyio.fail_after(timeout):
         async with process as running:
             result = await running.communicate(input)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import crungo
 from crungo.config import ContainerConfig, Device, ExecConfig, Mount, Ulimit
 from crungo.errors import UsageError
-from crungo.fields import ContainerFields, ExecFields, configure, configure_exec, duration, limits_of
+from crungo.fields import ContainerFields, ExecFields, check_input, configure, configure_exec, duration, limits_of
 from crungo.records import fields
 
 CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -88,6 +88,38 @@ def test_wrong_values_are_refused_in_one_line(wrong: dict[str, Any]) -> None:
         configure("image", None, wrong)
     assert "\n" not in str(caught.value)
     assert next(iter(wrong)).rstrip("s") in str(caught.value)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("memroy", "memory"), ("volume", "volumes"), ("read_onyl", "read_only")])
+def test_an_unknown_keyword_is_told_what_was_meant(word: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"^unknown keyword '{word}': did you mean '{meant}'\\?$"):
+        configure("image", None, {word: "1"})
+
+
+def test_an_unknown_keyword_that_is_like_no_other() -> None:
+    with pytest.raises(UsageError, match=r"^unknown keyword 'xyzzy'$"):
+        configure("image", None, {"xyzzy": "1"})
+    with pytest.raises(UsageError, match=r"^unknown keyword 'usr': did you mean 'user'"):
+        configure_exec(["x"], {"usr": "1"})
+
+
+@pytest.mark.parametrize("good", [None, b"", b"x", bytearray(b"x"), memoryview(b"x")])
+def test_input_is_bytes(good: Any) -> None:
+    check_input(good)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("text", r"not a text; its encode\(\) makes them"),
+        (5, "not 5"),
+        (["x"], r"not \['x'\]"),
+        (Path("/x"), "PosixPath"),
+    ],
+)
+def test_any_other_input_is_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=f"^input: bytes are expected, .*{message}"):
+        check_input(wrong)
 
 
 @pytest.mark.parametrize("command", ["echo hello", b"x", 5, [1], ["a", b"b"]])
