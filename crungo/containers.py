@@ -15,6 +15,7 @@ import anyio
 from anyio import to_thread
 
 from crungo.errors import CrungoError, NotRunning, SpawnerDied
+from crungo.openfiles import naming_the_limit
 from crungo.process import Completed, Process, run_to_end
 from crungo.runtime.requests import error_from
 
@@ -223,6 +224,7 @@ class Container(Process):
         Raises:
             NotRunning: the container has ended.
             FileError: it cannot be written, with the reason of the system.
+            HostError: no more files can be opened, here or on the host; as for all that works on files.
         """
         from crungo.files import Files
 
@@ -275,13 +277,16 @@ class Container(Process):
         from crungo.runtime.freezer import thaw
 
         super().kill()
-        thaw(self.id)
+        with naming_the_limit("kill"):
+            thaw(self.id)
 
     async def _freeze(self, frozen: bool) -> None:
         from crungo.runtime.freezer import freeze, thaw
 
-        if self.returncode is not None or not await to_thread.run_sync(freeze if frozen else thaw, self.id):
-            raise NotRunning("pause: the container has ended" if frozen else "resume: the container has ended")
+        what = "pause" if frozen else "resume"
+        with naming_the_limit(what):
+            if self.returncode is not None or not await to_thread.run_sync(freeze if frozen else thaw, self.id):
+                raise NotRunning(f"{what}: the container has ended")
 
     async def _ask(self, message: dict[str, Any]) -> None:
         """Have the spawner do something to the container, and wait until it is done."""
@@ -317,7 +322,9 @@ class _Readings:
             with anyio.move_on_after(self._next - anyio.current_time()):
                 await self._container.wait()
         self._next = anyio.current_time() + self._interval
-        now = await to_thread.run_sync(read_stats, self._container.id) if self._container.returncode is None else None
+        with naming_the_limit("stats"):
+            alive = self._container.returncode is None
+            now = await to_thread.run_sync(read_stats, self._container.id) if alive else None
         if now is None:
             raise StopAsyncIteration
         return now

@@ -261,7 +261,8 @@ class Engine:
             return self._known[key][1]
         image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
         if image.id not in self._leases:
-            lease = await to_thread.run_sync(self.store.hold, image)
+            with naming_the_limit(f"hold {config.image}"):
+                lease = await to_thread.run_sync(self.store.hold, image)
             if self._leases.setdefault(image.id, lease) is not lease:
                 lease.close()  # another task was faster
         # A second change within a tick of the file system's clock would look like the first.
@@ -314,7 +315,8 @@ class Engine:
 
     async def images(self) -> list[Image]:
         """The images in the store, newest first."""
-        return await to_thread.run_sync(self.store.images)
+        with naming_the_limit("list images"):
+            return await to_thread.run_sync(self.store.images)
 
     async def remove(self, image: str, *, force: bool = False) -> Removal:
         """Remove a name and, with its last name, the image; an id or its beginning means all its names.
@@ -327,14 +329,16 @@ class Engine:
         """
         from crungo.images import remove
 
-        identifier = (await to_thread.run_sync(self.store.image, image)).id
+        with naming_the_limit(f"remove {image}"):
+            identifier = (await to_thread.run_sync(self.store.image, image)).id
         users = [
             container.id for container in self._containers if container.traits.image == identifier and container.alive
         ]
         if not users and (lease := self._leases.pop(identifier, None)) is not None:
             lease.close()
             self._known.clear()  # what is used again is held again
-        return await to_thread.run_sync(partial(remove, self.store, image, force=force, own=users))
+        with naming_the_limit(f"remove {image}"):
+            return await to_thread.run_sync(partial(remove, self.store, image, force=force, own=users))
 
     async def _create(self, creation: Creation, *, created: bool = False) -> Container:
         """The container of a creation, started, or only ``created``."""

@@ -20,9 +20,10 @@ from anyio import to_thread
 from anyio.abc import ByteReceiveStream
 from anyio.lowlevel import checkpoint
 
-from crungo.errors import FileError, NotRunning, UsageError
-from crungo.io.fds import pipe, widen
+from crungo.errors import FileError, HostError, NotRunning, UsageError
+from crungo.io.fds import Fd, pipe, widen
 from crungo.io.streams import FdReceiveStream, FdSendStream
+from crungo.openfiles import naming_the_limit
 from crungo.registry.groups import single_failure
 from crungo.runtime.archive import pack, unpack
 from crungo.runtime.tree import NewFile, Tree
@@ -96,7 +97,8 @@ class Files:
         """The container's root, as its first process sees it."""
         process = self._process
         try:
-            tree = Tree.at(f"/proc/{process.pid}/root")
+            with naming_the_limit(what):
+                tree = Tree.at(f"/proc/{process.pid}/root")
         except OSError:
             raise NotRunning(f"{what}: the container has ended") from None
         try:
@@ -128,9 +130,11 @@ async def _put_local(tree: Tree, path: str, local: str, *, mode: int | None, own
 
 
 async def _call(what: str, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
-    """Call in a worker thread; what the system or an archive refuses becomes a FileError."""
+    """Call in a worker thread; what the system or an archive refuses becomes a FileError, want of descriptors a
+    HostError."""
     try:
-        return await to_thread.run_sync(function, *arguments)
+        with naming_the_limit(what):
+            return await to_thread.run_sync(function, *arguments)
     except OSError as problem:
         reason = (problem.strerror or str(problem) or type(problem).__name__).lower()
         raise FileError(f"{what}: {reason}", errno=problem.errno or 0) from problem
@@ -147,17 +151,23 @@ async def _new_file(what: str, tree: Tree, path: str) -> AsyncIterator[NewFile]:
         new.close()
 
 
+def _wide_pipe(what: str) -> tuple[Fd, Fd]:
+    with naming_the_limit(what):
+        reader, writer = pipe()
+    widen(writer.fileno(), STEP)
+    return reader, writer
+
+
 @asynccontextmanager
 async def _produce(what: str, work: Callable[[int], None]) -> AsyncIterator[ByteReceiveStream]:
     """What ``work`` writes to the descriptor that it is given, in a worker thread, as a stream."""
-    reader, writer = pipe()
-    widen(writer.fileno(), STEP)
+    reader, writer = _wide_pipe(what)
     stream = _Produced(FdReceiveStream(reader))
 
     async def run() -> None:
         try:
             await _call(what, work, writer.fileno())
-        except FileError as problem:
+        except (FileError, HostError) as problem:
             stream.problem = problem
         finally:
             writer.close()
@@ -174,8 +184,7 @@ async def _produce(what: str, work: Callable[[int], None]) -> AsyncIterator[Byte
 
 async def _consume(what: str, stream: AsyncIterable[bytes], work: Callable[[int], None]) -> None:
     """Let ``work`` read a stream, in a worker thread, from the descriptor that it is given."""
-    reader, writer = pipe()
-    widen(writer.fileno(), STEP)
+    reader, writer = _wide_pipe(what)
     sink = FdSendStream(writer)
 
     async def feed() -> None:
@@ -192,7 +201,7 @@ async def _consume(what: str, stream: AsyncIterable[bytes], work: Callable[[int]
             group.start_soon(feed)
             try:
                 await _call(what, work, reader.fileno())
-            except FileError:
+            except (FileError, HostError):
                 await checkpoint()  # cancelled, or the stream has failed: then that is the reason, and raised here
                 raise
             finally:
@@ -206,7 +215,7 @@ class _Produced(ByteReceiveStream):
     def __init__(self, stream: FdReceiveStream) -> None:
         self._stream = stream
         self.done = anyio.Event()
-        self.problem: FileError | None = None
+        self.problem: FileError | HostError | None = None
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         try:

@@ -12,6 +12,7 @@ import stat
 import tarfile
 from typing import IO, TYPE_CHECKING
 
+from crungo.openfiles import LIMITS
 from crungo.runtime.tree import NewFile, Tree, open_regular
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ def _is_link(tree: Tree, place: str) -> bool:
     try:
         with tree.parent(place) as (above, name):
             return stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
-    except OSError:  # the root has no parent
-        return False
+    except OSError as problem:
+        if problem.errno in LIMITS:
+            raise
+        return False  # the root has no parent
 
 
 def _write_file(tree: Tree, place: str, content: IO[bytes], *, mode: int, owner: tuple[int, int], mtime: float) -> None:
@@ -177,7 +180,9 @@ def _separate(tree: Tree) -> set[tuple[int, int]]:
     for name in _SEPARATE:
         try:
             fd = tree.locate(name)
-        except OSError:
+        except OSError as problem:
+            if problem.errno in LIMITS:
+                raise
             continue
         status = os.fstat(fd)
         os.close(fd)

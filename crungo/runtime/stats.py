@@ -9,6 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from crungo.openfiles import LIMITS
 from crungo.records import Record
 from crungo.runtime.cgroups import ROOT, path_of
 
@@ -103,8 +104,10 @@ def _lines(path: str) -> list[str]:
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read().splitlines()
-    except OSError:  # not counted here, or the container has just gone
-        return []
+    except OSError as problem:
+        if problem.errno in LIMITS:
+            raise
+        return []  # not counted here, or the container has just gone
 
 
 def _table(path: str) -> Mapping[str, int]:

@@ -111,8 +111,12 @@ class NewFile:
         with tree.parent(path, make=True) as (above, self._name):
             self._temporary = _temporary()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.fd = os.open(self._temporary, flags, 0o600, dir_fd=above)
             self._above = os.dup(above)
+            try:
+                self.fd = os.open(self._temporary, flags, 0o600, dir_fd=above)
+            except BaseException:
+                os.close(self._above)
+                raise
 
     def write(self, data: bytes | memoryview) -> None:
         """Append all of ``data``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import crungo
-from crungo.errors import FileError, NotRunning, UsageError
+from crungo.errors import FileError, HostError, NotRunning, UsageError
 from tests.support.api import engine
 from tests.support.command import Crungo
+from tests.support.openfiles import descriptors_left
 from tests.support.tarballs import Entry, archive
 
 pytestmark = pytest.mark.anyio
@@ -212,3 +213,68 @@ async def test_special_files_travel_as_what_they_are(crungo: Crungo, busybox_ref
         await container.put_archive("/e", chunks(data))
         listed = await shell(container, "cd /e/d; stat -c '%F %n' *; readlink dangling")
         assert listed == b"symbolic link dangling\nregular empty file empty\nfifo fifo\nnowhere\n"
+
+
+async def put_and_get(container: crungo.Container, local: Path) -> object:
+    await container.put("/srv/new", b"content")
+    return await container.get("/srv/new")
+
+
+async def copy(container: crungo.Container, local: Path) -> object:
+    await container.put("/srv", local)
+    return None
+
+
+async def unpack(container: crungo.Container, local: Path) -> object:
+    await container.put_archive("/srv", chunks(archive(Entry(name=b"below/file", content=b"content"))))
+    return None
+
+
+async def pack(container: crungo.Container, local: Path) -> object:
+    async with container.get_archive("/etc") as stream:
+        return len(b"".join([part async for part in stream]))
+
+
+async def pause(container: crungo.Container, local: Path) -> object:
+    await container.pause()
+    await container.resume()
+    return None
+
+
+async def stats(container: crungo.Container, local: Path) -> object:
+    return (await anext(aiter(container.stats()))).pids
+
+
+@pytest.mark.parametrize("work", [put_and_get, copy, unpack, pack, pause, stats])
+async def test_too_few_descriptors_are_one_clear_error(
+    crungo: Crungo,
+    busybox_reference: str,
+    tmp_path: Path,
+    work: Callable[[crungo.Container, Path], Awaitable[object]],
+) -> None:
+    """Whichever descriptor is the one too many: nothing half-made stays, and with enough of them all works."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "file").write_bytes(b"x")
+    async with sleeping(crungo, busybox_reference) as container:
+        expected = await work(container, tmp_path)  # and the threads and modules that it takes
+        before = len(os.listdir("/proc/self/fd"))
+        for count in range(20):
+            problem = None
+            with descriptors_left(count):
+                try:
+                    found = await work(container, tmp_path)
+                except HostError as error:
+                    problem = error
+            assert len(os.listdir("/proc/self/fd")) == before
+            if problem is None:
+                break
+            assert "as many files open as it may" in problem.message
+        assert count > 0
+        assert found == expected
+        assert b".crungo-" not in await shell(container, "ls -a /srv /srv/below 2>&1 || true")
+
+
+async def test_input_that_is_a_text_is_refused_before_anything_is_made(crungo: Crungo) -> None:
+    async with engine(crungo) as api:
+        with pytest.raises(UsageError, match=r"^input: bytes are expected, not a text; its encode\(\) makes them$"):
+            await api.run("registry.invalid/nothing", ["cat"], input="text")  # type: ignore[arg-type]

@@ -7,14 +7,12 @@ block is left by a living process, nothing is left at the very moment in which t
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from itertools import islice
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -28,6 +26,7 @@ from tests.support.api import engine, remains
 from tests.support.command import Crungo
 from tests.support.image import Layer
 from tests.support.leaks import descendants
+from tests.support.openfiles import descriptors_left
 
 TREE = "(setsid sh -c 'sleep 2001 & exec sleep 2002' &) ; "
 """Two processes that have nothing to do with their parent any more."""
@@ -314,18 +313,6 @@ def test_no_engine_is_needed_to_find_what_a_dead_one_has_left(crungo: Crungo, bu
     assert remains(crungo, identifier)
     crungo("run", busybox_reference, "true", check=0)
     await_gone(crungo, identifier)
-
-
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Within the block, this process can open that many more files."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = (number for number in range(limits[0]) if not os.path.exists(f"/proc/self/fd/{number}"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, count, None)), limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def start_and_end(api: crungo.Engine, container: crungo.Container, image: str) -> None:
