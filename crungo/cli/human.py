@@ -6,20 +6,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["ago", "duration", "moment", "size"]
+__all__ = ["ago", "count", "duration", "moment", "size"]
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
-def size(count: float, *, digits: int = 3) -> str:
+def size(number: float, *, digits: int = 3) -> str:
     """Bytes in powers of 1000, with so many significant digits: ``12.3MB``, ``999kB``, ``0B``."""
     unit = 0
     # Rounding may lift a number to the next unit: 999,950 bytes are 1MB, not 1e+03kB.
-    while unit + 1 < len(_UNITS) and float(f"{count:.{digits}g}") >= 1000:
-        count /= 1000
+    while unit + 1 < len(_UNITS) and float(f"{number:.{digits}g}") >= 1000:
+        number /= 1000
         unit += 1
-    return f"{float(f'{count:.{digits}g}'):.{digits}g}{_UNITS[unit]}"
+    return f"{float(f'{number:.{digits}g}'):.{digits}g}{_UNITS[unit]}"
+
+
+def count(number: int, what: str) -> str:
+    """So many of a thing whose plural takes an s: ``1 image``, ``2 images``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

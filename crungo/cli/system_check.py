@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crungo.cli.flags import Flag, Verb
+from crungo.cli.human import count
 
 if TYPE_CHECKING:
     from crungo.cli.flags import Context, Parsed
@@ -61,5 +62,5 @@ def _told(problem: Problem) -> str:
 
 def _summary(images: int, problems: list[Problem]) -> str:
     left = sum(not problem.mended for problem in problems)
-    found = f"{len(problems)} problems, {left} of them left" if problems else "no problems"
-    return f"{images} images checked: {found}"
+    found = f"{count(len(problems), 'problem')}, {left} left" if problems else "no problems"
+    return f"{count(images, 'image')} checked: {found}"

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from crungo.cli.flags import Verb
+from crungo.cli.human import count
 from crungo.cli.pruning import FLAGS, account, prune_store, selection
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def call(parsed: Parsed, context: Context) -> int:
     removed, freed = dead_containers.remove(context.roots) if os.geteuid() == 0 else (0, 0)
     pruned = prune_store(store, chosen, everything=everything, leftovers=True)
     if removed:
-        emit(f"Deleted leftovers of {removed} containers\n")
+        emit(f"Deleted leftovers of {count(removed, 'container')}\n")
     emit(account(pruned, more=freed))
     # Who cleans up has time to wait for the disk; from here on no restart of the machine makes a layer doubtful.
     store.settle()

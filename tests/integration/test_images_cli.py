@@ -281,7 +281,7 @@ class TestSystem:
         assert "reclaimed" not in declined
         assert dead.exists()
         done = fresh_crungo("system", "prune", input="y\n", check=0).stdout
-        assert "Deleted leftovers of 1 containers" in done
+        assert "Deleted leftovers of 1 container\n" in done
         assert done.count("deleted: sha256:") == 1
         assert not dead.exists()
         assert os.listdir(fresh_crungo.root / "ingest") == []
@@ -292,14 +292,14 @@ class TestSystem:
 
     def test_check(self, fresh_crungo: Crungo, tiny: str) -> None:
         fresh_crungo("pull", "-q", tiny, check=0)
-        assert fresh_crungo("system", "check", check=0).stdout == "1 images checked: no problems\n"
+        assert fresh_crungo("system", "check", check=0).stdout == "1 image checked: no problems\n"
         form = "{{.GraphDriver.Data.UpperDir}}"
         layer = Path(fresh_crungo("inspect", "-f", form, tiny, check=0).stdout.strip())
         (layer / "hello").write_text("spoiled")
         told, summary = fresh_crungo("system", "check", check=1).stdout.splitlines()
         assert told.startswith("layer sha256:")
         assert "/hello" in told
-        assert summary == "1 images checked: 1 problems, 1 of them left"
+        assert summary == "1 image checked: 1 problem, 1 left"
         mended = fresh_crungo("system", "check", "--repair", "-q", check=0).stdout
         assert mended.endswith("(mended)\n")
         assert (layer / "hello").read_text() == "one"

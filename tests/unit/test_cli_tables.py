@@ -116,3 +116,7 @@ def test_json_is_safe_to_print() -> None:
     assert "é" in text
     assert all(c.isprintable() or c == "\n" for c in text)
     assert json.loads(text) == {"a": "é\x1b\x7f\x9b\u2028\ud800\u202e"}
+
+
+def test_counts() -> None:
+    assert [human.count(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
