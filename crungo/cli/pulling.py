@@ -96,10 +96,12 @@ class _LateUnpacker:
             return self._unpacker
 
     @asynccontextmanager
-    async def unpack(self, blob_fd: int, directory: str, *, media_type: str, limit: int) -> AsyncIterator[Unpacking]:
+    async def unpack(
+        self, blob_fd: int, directory: str, *, media_type: str, limit: int, size: int | None = None
+    ) -> AsyncIterator[Unpacking]:
         """As of :class:`Unpacker`."""
         unpacker = await self.start()
-        async with unpacker.unpack(blob_fd, directory, media_type=media_type, limit=limit) as unpacking:
+        async with unpacker.unpack(blob_fd, directory, media_type=media_type, limit=limit, size=size) as unpacking:
             yield unpacking
 
 

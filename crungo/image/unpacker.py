@@ -30,9 +30,10 @@ class Unpacker(Protocol):
     """Whoever unpacks layers, in another process."""
 
     def unpack(
-        self, blob_fd: int, directory: str, *, media_type: str, limit: int
+        self, blob_fd: int, directory: str, *, media_type: str, limit: int, size: int | None = None
     ) -> AbstractAsyncContextManager[Unpacking]:
         """Unpack the archive in an open file into an existing empty directory; leaving the context early aborts.
 
-        ``limit`` bounds the size of the tar, in bytes. The reader keeps its own position in the file.
+        ``limit`` bounds the size of the tar, in bytes. ``size`` says that the file is complete already, with so many
+        bytes, which are not announced any more. The reader keeps its own position in the file.
         """

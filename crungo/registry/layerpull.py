@@ -190,7 +190,7 @@ class LayerPull(Record):
             if hash_file(fd, self.layer.digest) != (self.layer.digest, self.layer.size):
                 return None, False
             self.tracker.at("extracting", self.layer.size)
-            async with self._unpacking(fd, staging) as unpacking:
+            async with self._unpacking(fd, staging, self.layer.size) as unpacking:
                 return await unpacking.finish(self.layer.size), True
         finally:
             os.close(fd)
@@ -201,8 +201,9 @@ class LayerPull(Record):
         That is seen here and not by the unpacker, which might have been taken over by just those bytes that are wrong.
         """
         layer, seen = self.layer, GrowingHash(fd, self.layer.digest)
+        size = layer.size if part is None else None
         with single_failure():
-            async with anyio.create_task_group() as group, self._unpacking(fd, staging) as unpacking:
+            async with anyio.create_task_group() as group, self._unpacking(fd, staging, size) as unpacking:
                 group.start_soon(seen.run)
                 if part is not None:
 
@@ -229,8 +230,10 @@ class LayerPull(Record):
             available=available,
         ).run()
 
-    def _unpacking(self, fd: int, staging: Staging) -> AbstractAsyncContextManager[Unpacking]:
-        return self.unpacker.unpack(fd, staging.directory, media_type=self.layer.media_type, limit=self.limit)
+    def _unpacking(self, fd: int, staging: Staging, size: int | None) -> AbstractAsyncContextManager[Unpacking]:
+        return self.unpacker.unpack(
+            fd, staging.directory, media_type=self.layer.media_type, limit=self.limit, size=size
+        )
 
     async def _is_right(self, fd: int) -> bool:
         """Whether the file is the blob that the manifest names."""

@@ -10,15 +10,21 @@ limit. A bomb costs its reader no memory, and no more disk than was allowed.
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+
 from crungo.errors import LayerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     Read = Callable[[int], bytes]
 
-__all__ = ["PIECE", "WINDOW_LIMIT", "prepare", "tar_stream"]
+__all__ = ["ISAL", "PIECE", "WINDOW_LIMIT", "prepare", "tar_stream"]
+
+ISAL, ZSTANDARD = "isal.igzip_lib", "zstandard"
 
 PIECE = 512 * 1024
 """What is asked for at once, unless the caller says less; pieces of output have at most twice as many bytes."""
@@ -36,9 +42,14 @@ _GZIP_FIRST_INPUT = 16 * 1024
 def prepare(magic: bytes) -> None:
     """Import what a blob that begins so needs (four bytes tell), for a process that cannot import later."""
     if magic.startswith(_GZIP):
-        from isal import igzip_lib  # noqa: F401
+        _library(ISAL)
     elif _is_zstd(magic):
-        import zstandard  # noqa: F401
+        _library(ZSTANDARD)
+
+
+def _library(name: str) -> Any:
+    # An import that finds a module runs through much of the import system, too: in a fork, that is pages to copy.
+    return sys.modules.get(name) or import_module(name)
 
 
 def tar_stream(read: Read, *, limit: int, piece: int = PIECE) -> Iterator[bytes]:
@@ -127,8 +138,7 @@ class _Reader:
 
 def _gzip(reader: _Reader, most: int) -> Iterator[bytes]:
     """Members one after the other. isal verifies the checksum and length of each."""
-    from isal import igzip_lib
-
+    igzip_lib = _library(ISAL)
     while True:
         member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         # What a member leaves is copied by isal: small inputs at first, for layers made of a member per file.
@@ -142,7 +152,7 @@ def _gzip(reader: _Reader, most: int) -> Iterator[bytes]:
                 size = min(2 * size, most)
             try:
                 piece = member.decompress(data, most)
-            except igzip_lib.IsalError as error:  # type: ignore[misc] # isal's stub forgets its base
+            except igzip_lib.IsalError as error:
                 raise LayerError(f"layer: the gzip stream is damaged: {error}") from None
             if piece:
                 yield piece
@@ -155,8 +165,7 @@ def _gzip(reader: _Reader, most: int) -> Iterator[bytes]:
 
 def _zstd(reader: _Reader) -> Iterator[bytes]:
     """Frames one after the other, fed block by block: a block holds at most 128 KiB, however little it takes."""
-    import zstandard
-
+    zstandard = _library(ZSTANDARD)
     while head := reader.peek(4):
         if head.startswith(_ZSTD):
             frame = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT).decompressobj()

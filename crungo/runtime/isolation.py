@@ -29,7 +29,7 @@ def main() -> NoReturn:
 
         os.set_inheritable(CONTROL_FD, False)
         for signum in spawner.IGNORED:
-            syscalls.set_signal(signum, ignored=True)
+            syscalls.ignore_signal(signum)
         syscalls.set_name("crungo-spawner")
         syscalls.set_child_subreaper()
         cgroups.claim_controllers()

@@ -25,7 +25,7 @@ from crungo.runtime.tasks import Container, Execution, Unpacking
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from crungo.runtime.state import Claim
@@ -124,15 +124,19 @@ class Spawner:
             self.unwatch(fd)
             os.close(fd)
 
-    def fork(self, work: Callable[[], None], then: Callable[[int], None]) -> int:
-        """Run ``work`` in a child, and ``then`` with its exit code when it has ended; the child's pidfd until then."""
+    def fork(self, work: Callable[[], None], then: Callable[[int], None], fds: Sequence[int] = ()) -> int:
+        """Run ``work`` in a child, and ``then`` with its exit code when it has ended; the child's pidfd until then.
+
+        The child has all our descriptors, or those of ``fds`` alone, as 0, 1, 2, … in this order.
+        """
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                for signum in IGNORED:
-                    syscalls.set_signal(signum, ignored=False)
-                syscalls.unblock_signals()
+                syscalls.reset_signals()
+                if fds:
+                    syscalls.arrange(fds)
+                # Only now: we may hold more than the caller's limit allows.
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
                 work()
                 code = 0

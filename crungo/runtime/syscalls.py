@@ -1,7 +1,7 @@
 """System calls that Python's os module lacks, typed; each raises OSError with errno.
 
 Constants are those of the kernel's headers (mount.h, sched.h, openat2.h); see mount(2), unshare(2), openat2(2),
-close_range(2), prctl(2).
+prctl(2).
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 
 from crungo.runtime._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "CLONE_NEWNS",
@@ -26,17 +30,17 @@ __all__ = [
     "RESOLVE_BENEATH",
     "RESOLVE_IN_ROOT",
     "RESOLVE_NO_SYMLINKS",
-    "close_range",
+    "arrange",
     "end_with_parent",
+    "ignore_signal",
     "mount",
     "openat2",
+    "reset_signals",
     "send_signal",
     "set_child_subreaper",
     "set_name",
-    "set_signal",
     "signal_fd",
     "umount",
-    "unblock_signals",
     "unshare",
 ]
 
@@ -46,7 +50,6 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 8192, 16384, 1 << 18, 1 << 19
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x04, 0x08, 0x10
-FD_MAX = 0xFFFFFFFF
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 
@@ -82,11 +85,6 @@ def openat2(directory: int, path: str | bytes, flags: int, *, resolve: int = RES
     )
 
 
-def close_range(first: int, last: int = FD_MAX) -> None:
-    """Close every descriptor from ``first`` to ``last``."""
-    _check(lib.crungo_close_range(first, last, 0))
-
-
 def set_child_subreaper() -> None:
     """Become the parent of orphaned descendants."""
     _check(lib.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
@@ -110,9 +108,9 @@ def send_signal(pidfd: int, signum: int) -> None:
     _check(lib.crungo_pidfd_send_signal(pidfd, signum))
 
 
-def set_signal(signum: int, *, ignored: bool) -> None:
-    """Ignore a signal, or give it its default action back; Python's own signal module takes a while to import."""
-    _check(lib.crungo_set_signal(signum, ignored))
+def ignore_signal(signum: int) -> None:
+    """Ignore a signal; Python's own signal module takes a while to import."""
+    _check(lib.crungo_ignore_signal(signum))
 
 
 def signal_fd(signum: int) -> int:
@@ -120,9 +118,14 @@ def signal_fd(signum: int) -> int:
     return _check(lib.crungo_signal_fd(signum))
 
 
-def unblock_signals() -> None:
-    """Empty the signal mask."""
-    _check(lib.crungo_unblock_signals())
+def reset_signals() -> None:
+    """Give all signals their default actions back, and block none."""
+    lib.crungo_reset_signals()
+
+
+def arrange(fds: Sequence[int]) -> None:
+    """Make descriptors 0, 1, 2, … of those given, in their order (one may come twice), and close all others."""
+    _check(lib.crungo_arrange(fds, len(fds), 0))
 
 
 def _check(result: int, path: str | bytes | None = None) -> int:

@@ -286,6 +286,8 @@ class Unpacking:
     """
 
     def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+        from crungo.runtime import unpack  # here and not in each child
+
         self.spawner = spawner
         self.channel = channel
         self.pidfd = -1
@@ -293,8 +295,15 @@ class Unpacking:
             # By its path, hence in our mount namespace: the child clones the mount, which it could of no other.
             directory = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                own, limit = os.getpid(), request["limit"]
-                self.pidfd = spawner.fork(lambda: self._unpack(fds[0], directory, limit, own), self._ended)
+                own, limit, size = os.getpid(), request["limit"], request["size"]
+                # Our own 0, 1 and 2 are /dev/null.
+                wanted = (0, 1, 2, fds[0], directory, channel.fileno())
+
+                def work() -> None:
+                    syscalls.end_with_parent(own)  # nobody else would end it
+                    unpack.run(3, 4, _socket.socket(fileno=5), limit=limit, size=size)
+
+                self.pidfd = spawner.fork(work, self._ended, wanted)
             finally:
                 os.close(directory)
         except OSError as error:
@@ -312,14 +321,6 @@ class Unpacking:
             syscalls.send_signal(self.pidfd, SIGKILL)
         except ProcessLookupError:
             pass
-
-    def _unpack(self, blob: int, directory: int, limit: int, spawner: int) -> None:
-        from crungo.runtime import unpack
-
-        syscalls.end_with_parent(spawner)  # nobody else would end it
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        child.arrange([null, null, null, blob, directory, self.channel.fileno()])
-        unpack.run(3, 4, _socket.socket(fileno=5), limit=limit)
 
     def _ended(self, code: int) -> None:
         wire.send_text(self.channel, {"event": "ended", "code": code})

@@ -56,7 +56,15 @@ def prepare() -> None:
         raise OSError(ffi.errno, os.strerror(ffi.errno), "iconv")
 
 
-def run(blob_fd: int, directory_fd: int, channel: _socket.socket, *, limit: int, user_xattrs: bool = False) -> None:
+def run(
+    blob_fd: int,
+    directory_fd: int,
+    channel: _socket.socket,
+    *,
+    limit: int,
+    size: int | None = None,
+    user_xattrs: bool = False,
+) -> None:
     """Unpack the blob into the empty directory and send one message on the channel; never raises.
 
     The calling process must have one thread; it cannot be used for anything else afterwards. Messages in:
@@ -67,21 +75,20 @@ def run(blob_fd: int, directory_fd: int, channel: _socket.socket, *, limit: int,
       tar stream (the blob's is not for this process to say); ``opaque``: 1 where the layer hides all layers below it;
     * ``{"event": "error", "message", "errno"}``: ``errno`` is not 0 where the system failed rather than the archive.
 
-    ``limit`` is the largest tar stream, in bytes. ``user_xattrs``: overlay's marks are ``user.`` attributes, as it
+    ``limit`` is the largest tar stream, in bytes. ``size`` is that of a blob that is complete already; no message is
+    waited for then. ``user_xattrs``: overlay's marks are ``user.`` attributes, as it
     wants them of those who are not the host's root.
     """
     try:
-        result = _unpack(_Blob(blob_fd, channel), directory_fd, limit, user_xattrs)
+        result = _unpack(_Blob(blob_fd, channel, size), directory_fd, limit, user_xattrs)
     except BaseException as error:  # the answer is the only way out of this process
         result = _failure(error)
     wire.send_text(channel, result)
 
 
 def _unpack(blob: _Blob, directory_fd: int, limit: int, user_xattrs: bool) -> dict[str, int | str]:
-    # The owner's first message comes before any thread is started, as confinement needs.
-    blob.listen_once()
-    magic = blob.magic()
-    decompress.prepare(magic)
+    # The first bytes come before any thread is started, as confinement needs.
+    decompress.prepare(blob.magic())
     stream = _Stream(blob, limit)
     _confine(directory_fd, user_xattrs)
     if blob.complete() and blob.size() <= SMALL:
@@ -114,12 +121,12 @@ def _confine(directory_fd: int, user_xattrs: bool) -> None:
 class _Blob:
     """The blob's file, read no further than the channel says."""
 
-    def __init__(self, fd: int, channel: _socket.socket) -> None:
+    def __init__(self, fd: int, channel: _socket.socket, size: int | None) -> None:
         self.read_bytes = 0
         self._fd = fd
         self._channel = channel
-        self._available = 0
-        self._ended = False
+        self._available = size or 0
+        self._ended = size is not None
         self._marks: _queue.SimpleQueue[Any] = _queue.SimpleQueue()
 
     def size(self) -> int:
@@ -129,10 +136,6 @@ class _Blob:
     def complete(self) -> bool:
         """Whether that is all of it."""
         return self._ended
-
-    def listen_once(self) -> None:
-        """Take one message; the process ends with the channel."""
-        self._take(self._receive())
 
     def listen(self) -> None:
         """Take messages in a thread, to the end of the process."""
@@ -144,9 +147,9 @@ class _Blob:
         _thread.start_new_thread(forever, ())
 
     def magic(self) -> bytes:
-        """The first bytes; waits for them."""
+        """The first bytes; waits for them, and ends the process with the channel."""
         while self._available < 4 and not self._ended:
-            self.listen_once()
+            self._take(self._receive())
         return os.pread(self._fd, min(4, self._available), 0)
 
     def read(self, n: int) -> bytes:

@@ -36,11 +36,11 @@ class SpawnerUnpacker:
 
     @asynccontextmanager
     async def unpack(
-        self, blob_fd: int, directory: str, *, media_type: str, limit: int
+        self, blob_fd: int, directory: str, *, media_type: str, limit: int, size: int | None = None
     ) -> AsyncIterator[ChannelUnpacking]:
         """Unpack the blob into the directory; its compression is told by its content, not by ``media_type``."""
         # The child reads at positions of its own, but the offset belongs to whoever opened the file.
-        message = {"op": "unpack", "directory": directory, "limit": limit}
+        message = {"op": "unpack", "directory": directory, "limit": limit, "size": size}
         channel, request = self._spawner.request(message, [blob_fd])
         try:
             try:
@@ -48,7 +48,7 @@ class SpawnerUnpacker:
                     await to_thread.run_sync(request.send)
             finally:
                 request.close()
-            yield ChannelUnpacking(channel)
+            yield ChannelUnpacking(channel, complete=size is not None)
         finally:
             with anyio.CancelScope(shield=True):
                 await _wait_for_end(channel)
@@ -58,8 +58,9 @@ class SpawnerUnpacker:
 class ChannelUnpacking:
     """One layer on its way."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, *, complete: bool) -> None:
         self._channel = channel
+        self._complete = complete  # and its child knows
         self._told = 0
 
     async def advance(self, available: int) -> None:
@@ -70,7 +71,7 @@ class ChannelUnpacking:
 
     async def finish(self, size: int) -> Unpacked:
         """Wait for the end of the unpacking of a complete file of ``size`` bytes."""
-        while not self._channel.send_if_room({"end": size}):
+        while not self._complete and not self._channel.send_if_room({"end": size}):
             await anyio.wait_writable(self._channel)
         await anyio.wait_readable(self._channel)
         try:

@@ -141,7 +141,9 @@ async def test_a_child_that_hangs_does_not_hold_anybody_up(tmp_path: Path, layer
 
 async def test_the_end_of_the_spawner_waits_for_no_archive(tmp_path: Path, layer: Path, blob: int) -> None:
     process = SpawnerProcess.start(Roots(root=str(tmp_path / "root"), run=str(tmp_path / "run")))
-    channel, request = process.request({"op": "unpack", "directory": str(layer), "limit": 1 << 30}, [blob])
+    channel, request = process.request(
+        {"op": "unpack", "directory": str(layer), "limit": 1 << 30, "size": None}, [blob]
+    )
     request.send()
     pid = child_of(process.pid)
     os.kill(pid, signal.SIGSTOP)

@@ -88,7 +88,9 @@ class PyUnpacker:
         self.most = 0
 
     @asynccontextmanager
-    async def unpack(self, blob_fd: int, directory: str, *, media_type: str, limit: int) -> AsyncIterator[PyUnpacking]:
+    async def unpack(
+        self, blob_fd: int, directory: str, *, media_type: str, limit: int, size: int | None = None
+    ) -> AsyncIterator[PyUnpacking]:
         assert os.listdir(directory) == []
         assert "tar" in media_type
         unpacking = PyUnpacking(os.dup(blob_fd), directory, limit)
@@ -109,7 +111,9 @@ class Liar:
         self._diff_id = diff_id
 
     @asynccontextmanager
-    async def unpack(self, blob_fd: int, directory: str, *, media_type: str, limit: int) -> AsyncIterator[Liar]:
+    async def unpack(
+        self, blob_fd: int, directory: str, *, media_type: str, limit: int, size: int | None = None
+    ) -> AsyncIterator[Liar]:
         yield self
 
     async def advance(self, available: int) -> None:

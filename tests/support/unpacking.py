@@ -103,7 +103,7 @@ class Running:
 
 
 by_threads = False
-"""A small blob whose end is told first is unpacked by one thread, others by several."""
+"""A small blob that is complete from the beginning is unpacked by one thread, others by several."""
 
 
 def unpack_bytes(blob: bytes, directory: Path, **options: Any) -> Outcome:
@@ -111,9 +111,10 @@ def unpack_bytes(blob: bytes, directory: Path, **options: Any) -> Outcome:
     directory.mkdir(exist_ok=True)
     path = directory.with_name(directory.name + ".blob")
     path.write_bytes(blob)
+    if not by_threads:
+        return Running(path, directory, size=len(blob), **options).finish()
     running = Running(path, directory, **options)
-    if by_threads:
-        running.send(available=len(blob))
+    running.send(available=len(blob))
     running.send(end=len(blob))
     return running.finish()
 

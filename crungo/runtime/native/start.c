@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -325,19 +324,6 @@ start_execution (const struct crungo_start *start, libcrun_context_t *context, s
 
 /* --- the child ---------------------------------------------------------------------------------------------------- */
 
-/* Default actions for all signals, also for those that the C library keeps to itself and posix_spawn(3) leaves ignored
-   (nptl(7)), and none of them blocked.  */
-static void
-reset_signals (void)
-{
-  const long nothing[4] = { 0 }; /* the kernel's sigaction: SIG_DFL, no flags, no restorer, an empty mask */
-  const uint64_t none = 0;
-
-  for (int signum = 1; signum <= 64; signum++)
-    syscall (SYS_rt_sigaction, signum, nothing, NULL, sizeof (none));
-  syscall (SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof (none));
-}
-
 /* Move the order's descriptors to where the child has them, and close all others.  */
 static int
 arrange (const int *fds, size_t n_fds, struct crungo_failure *why)
@@ -345,16 +331,11 @@ arrange (const int *fds, size_t n_fds, struct crungo_failure *why)
   static const int from[] = { CRUNGO_ORDER_STDIN,   CRUNGO_ORDER_STDOUT, CRUNGO_ORDER_STDERR, CRUNGO_ORDER_REPORT,
                               CRUNGO_ORDER_COMMAND, CRUNGO_ORDER_REPORT, CRUNGO_ORDER_LOG };
   const int n = n_fds > CRUNGO_ORDER_LOG ? LOG_FD + 1 : LOG_FD;
-  int moved[CRUNGO_ORDER_FDS];
+  int wanted[LOG_FD + 1];
 
-  /* Out of the way first: a wanted descriptor may sit where another has to go.  */
-  for (size_t i = 0; i < n_fds; i++)
-    if ((moved[i] = fcntl (fds[i], F_DUPFD_CLOEXEC, LOG_FD + 1)) < 0)
-      return crungo_fail_errno (why, "descriptors");
   for (int i = 0; i < n; i++)
-    if (dup3 (moved[from[i]], i, i <= CRUNGO_STATUS_FD ? 0 : O_CLOEXEC) < 0)
-      return crungo_fail_errno (why, "descriptors");
-  return crungo_close_range ((unsigned int) n, ~0U, 0);
+    wanted[i] = fds[from[i]];
+  return crungo_arrange (wanted, n, CRUNGO_STATUS_FD + 1) < 0 ? crungo_fail_errno (why, "descriptors") : 0;
 }
 
 void
@@ -370,7 +351,7 @@ crungo_run_start (const struct crungo_start *start, const int *fds, size_t n_fds
   prctl (PR_SET_PDEATHSIG, SIGKILL);
   if (getppid () != parent)
     _exit (1);
-  reset_signals ();
+  crungo_reset_signals ();
   status = arrange (fds, n_fds, &why);
   if (status == 0)
     {

@@ -1,5 +1,7 @@
 #include "syscalls.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <linux/openat2.h>
 #include <signal.h>
 #include <sys/signalfd.h>
@@ -27,9 +29,9 @@ crungo_pidfd_send_signal (int pidfd, int signum)
 }
 
 int
-crungo_set_signal (int signum, int ignored)
+crungo_ignore_signal (int signum)
 {
-  return signal (signum, ignored ? SIG_IGN : SIG_DFL) == SIG_ERR ? -1 : 0;
+  return signal (signum, SIG_IGN) == SIG_ERR ? -1 : 0;
 }
 
 int
@@ -44,11 +46,34 @@ crungo_signal_fd (int signum)
   return signalfd (-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-int
-crungo_unblock_signals (void)
+/* Also for those that the C library keeps to itself and posix_spawn(3) leaves ignored (nptl(7)).  */
+void
+crungo_reset_signals (void)
 {
-  sigset_t set;
+  const long nothing[4] = { 0 }; /* the kernel's sigaction: SIG_DFL, no flags, no restorer, an empty mask */
+  const uint64_t none = 0;
 
-  sigemptyset (&set);
-  return sigprocmask (SIG_SETMASK, &set, NULL);
+  for (int signum = 1; signum <= 64; signum++)
+    syscall (SYS_rt_sigaction, signum, nothing, NULL, sizeof (none));
+  syscall (SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof (none));
+}
+
+int
+crungo_arrange (const int *fds, int n_fds, int n_inherited)
+{
+  int moved[CRUNGO_ARRANGE_MAX];
+
+  if (n_fds > CRUNGO_ARRANGE_MAX)
+    {
+      errno = EINVAL;
+      return -1;
+    }
+  /* Out of the way first: a wanted descriptor may sit where another has to go.  */
+  for (int i = 0; i < n_fds; i++)
+    if ((moved[i] = fcntl (fds[i], F_DUPFD_CLOEXEC, n_fds)) < 0)
+      return -1;
+  for (int i = 0; i < n_fds; i++)
+    if (dup3 (moved[i], i, i < n_inherited ? 0 : O_CLOEXEC) < 0)
+      return -1;
+  return crungo_close_range ((unsigned int) n_fds, ~0U, 0);
 }

@@ -19,13 +19,19 @@ int crungo_openat2 (int directory, const char *path, uint64_t flags, uint64_t mo
 /* pidfd_send_signal(2) with neither siginfo nor flags. */
 int crungo_pidfd_send_signal (int pidfd, int signum);
 
-/* Ignore a signal, or give it its default action back. */
-int crungo_set_signal (int signum, int ignored);
+/* Ignore a signal. */
+int crungo_ignore_signal (int signum);
 
 /* Block a signal, and report it on a non-blocking signalfd(2). */
 int crungo_signal_fd (int signum);
 
-/* Empty the signal mask. */
-int crungo_unblock_signals (void);
+/* Default actions for all signals, and none of them blocked. */
+void crungo_reset_signals (void);
+
+#define CRUNGO_ARRANGE_MAX 16
+
+/* Make descriptors 0, 1, 2, … of those given, in their order (one may come twice), the first so many to be inherited by
+   programs; and close all others. */
+int crungo_arrange (const int *fds, int n_fds, int n_inherited);
 
 #endif
