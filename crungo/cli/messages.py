@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
+from crungo.cli.plain import printable
 from crungo.errors import CrungoError, UsageError
 
 TYPE_CHECKING = False
@@ -44,11 +45,11 @@ def report(error: BaseException, *, verb: str | None = None, debug: bool = False
         return BROKEN_PIPE
     if isinstance(first, OSError):
         where = f"{os.fsdecode(first.filename)}: " if isinstance(first.filename, (str, bytes)) else ""
-        _write(f"crungo: {_printable(where)}{first.strerror or first}\n")
+        _write(f"crungo: {printable(f'{where}{first.strerror or first}')}\n")
         if isinstance(first, PermissionError) and os.geteuid() != 0:
             _write("hint: run it with sudo\n")
     else:
-        _write(f"crungo: internal error: {type(first).__name__}: {_printable(str(first))}\n")
+        _write(f"crungo: internal error: {type(first).__name__}: {printable(str(first))}\n")
         if not debug:
             _write("hint: `crungo --debug` shows where\n")
     return FAILED
@@ -63,26 +64,20 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _print_error(error: CrungoError, verb: str | None) -> None:
-    lines = [f"crungo: {_printable(str(error))}"]
+    lines = [f"crungo: {printable(str(error))}"]
     if error.hint:
-        lines.append(f"hint: {_printable(error.hint)}")
+        lines.append(f"hint: {printable(error.hint)}")
     if isinstance(error, UsageError):
         command = f"crungo {verb}" if verb else "crungo"
         lines += ["", f"Run '{command} --help' for more information"]
     _write("\n".join(lines) + "\n")
 
 
-def _printable(text: str) -> str:
-    """On one line, without control characters."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def _print_traceback(error: BaseException) -> None:
     import traceback
 
-    _write("".join(traceback.format_exception(error)))
+    # Messages of all that led here are in it, of libraries too, and with them what a registry or an image has sent.
+    _write(printable("".join(traceback.format_exception(error)), keep="\n"))
 
 
 def _write(text: str) -> None:

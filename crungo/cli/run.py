@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
 
 from crungo.engine import Engine
 from crungo.errors import ContainerError, UsageError
+from crungo.io.endpoints import Sink, write_all
 from crungo.io.fds import Fd, pipe
-from crungo.io.pump import Pump
 from crungo.io.session import interact, proxy
 from crungo.io.sigmask import let_through
 from crungo.io.signals import forward_signals
@@ -127,7 +127,6 @@ async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGrou
     if not options.crun_debug:
         return await engine.create(options.config)
     reader, writer = pipe()
-    reader.set_nonblocking()
     group.start_soon(_show_log, reader)
     try:
         return await engine.create(options.config, log=writer.fileno())
@@ -136,9 +135,17 @@ async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGrou
 
 
 async def _show_log(reader: Fd) -> None:
-    """libcrun's log to stderr; its lines are written whole, so that they arrive whole."""
-    with reader, anyio.CancelScope(shield=True):  # ends by itself, when the last process of libcrun's has
-        await Pump(reader.fileno(), STDERR).run()
+    """libcrun's log to stderr. It names what images bring, paths and users among them."""
+    from crungo.cli.plain import PlainText
+    from crungo.io.streams import FdReceiveStream
+
+    plain = PlainText()
+    stream = FdReceiveStream(reader)
+    # It ends by itself, when the last process of libcrun's has.
+    with reader, Sink(STDERR) as sink, anyio.CancelScope(shield=True), suppress(OSError):  # nobody reads it
+        async for chunk in stream:
+            await write_all(sink, memoryview(plain.feed(chunk)))
+        await write_all(sink, memoryview(plain.feed(b"", final=True)))
 
 
 async def _attend(container: Container, options: RunOptions, group: anyio.abc.TaskGroup, held: frozenset[int]) -> int:

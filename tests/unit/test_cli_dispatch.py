@@ -98,8 +98,26 @@ def test_errors_are_one_line_and_one_code(capsys: pytest.CaptureFixture[str], mo
     with pytest.raises(ZeroDivisionError) as caught:
         print(1 // 0)
     assert "Traceback" in said(caught.value, debug=True)[1]
+    assert said(OSError("x\x1b]0;\x07")) == (125, "crungo: x\\x1b]0;\\x07\n")
     group = BaseExceptionGroup("", [RuntimeError("later"), ExceptionGroup("", [errors.NameInUse("taken: by x")])])
     assert said(group) == (125, "crungo: taken: by x\n")
+
+
+def test_a_traceback_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """It shows the messages of everything that led to the error, libraries' too, which quote what they were sent."""
+    try:
+        try:
+            raise ValueError("an answer: \x1b]52;c;ZXZpbA==\x07\x9b2J\u202e")
+        except ValueError as cause:
+            cause.add_note("noted \x1b[2J")
+            raise errors.RegistryError("evil\x1b[31m", hint="hint\x1b[32m") from cause
+    except errors.RegistryError as error:
+        report(ExceptionGroup("group\x1b[33m", [error]), debug=True)
+    text = capsys.readouterr().err
+    assert all(c.isprintable() or c == "\n" for c in text)
+    for shown in ("an answer: \\x1b]52;c;ZXZpbA==\\x07\\x9b2J\\u202e\n", "noted \\x1b[2J\n", "group\\x1b[33m"):
+        assert shown in text
+    assert text.endswith("crungo: evil\\x1b[31m\nhint: hint\\x1b[32m\n")
 
 
 def test_every_error_has_an_exit_code() -> None:
