@@ -43,7 +43,7 @@ async def obtain(
     found = local(name, store, wanted) if policy in ("missing", "never") else None
     if found is not None:
         return found
-    # httpx and what comes with it: only for those who need a registry.
+    # An HTTP client and what comes with it: only for those who need a registry.
     from anyio import to_thread
 
     from crungo.registry.client import RegistryClient

@@ -25,6 +25,7 @@ from crungo.registry.retry import Backoff, RetryPolicy
 from crungo.registry.session import Ask, Session
 from crungo.registry.taglist import read_tags
 from crungo.registry.tokens import FindCredential, Tokens
+from crungo.registry.transport import import_streams
 from crungo.registry.wire import Timeouts, Wire
 
 if TYPE_CHECKING:
@@ -165,6 +166,10 @@ class RegistryClient:
         ask = Ask(what=what, path=f"manifests/{wanted}", method="HEAD", headers={"Accept": _ACCEPT}, accept=accept)
         return await self._fetch(reference, ask, use)
 
+    async def prepare_blobs(self) -> None:
+        """Blobs will be asked for: have at hand what streams them, so that the first one need not wait for it."""
+        await anyio.to_thread.run_sync(import_streams)
+
     @asynccontextmanager
     async def open_blob(
         self, reference: Reference, digest: str, *, start: int = 0, end: int | None = None
@@ -186,6 +191,7 @@ class RegistryClient:
             path=f"blobs/{digest}",
             headers=range_header(start, end),
             accept=frozenset({200, 206, 416}) if start or end is not None else frozenset({200}),
+            streamed=True,
         )
         stream = await self._fetch(reference, ask, use)
         try:

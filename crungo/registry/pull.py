@@ -155,7 +155,10 @@ class _Pull(Record):
         return head.digest == image.target
 
     async def _fetch(self) -> Image:
-        resolved = await resolve(self.client, self.reference, self.platform)
+        with single_failure():
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.client.prepare_blobs)
+                resolved = await resolve(self.client, self.reference, self.platform)
         if self.progress is not None:
             self.progress(
                 ImageResolved(

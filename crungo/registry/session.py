@@ -35,7 +35,8 @@ _LARGEST_REFUSAL = 64 << 10  # bytes of an error's body
 class Ask(Record):
     """A request to any of several endpoints: ``path`` below ``/v2/<repository>/``, or a whole ``url``.
 
-    ``what`` names the thing asked for in messages; ``accept`` are the statuses to hand on; ``hint`` is for a refusal.
+    ``what`` names the thing asked for in messages; ``accept`` are the statuses to hand on; ``streamed`` is as of
+    ``Outgoing``; ``hint`` is for a refusal.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Ask(Record):
     method: str = "GET"
     headers: Mapping[str, str] = field(default_factory=dict)
     accept: frozenset[int] = frozenset({200})
+    streamed: bool = False
     hint: str | None = None
 
     def url_at(self, endpoint: Endpoint) -> str:
@@ -141,6 +143,7 @@ class Session:
                 headers=ask.headers,
                 authorization=header,
                 insecure=endpoint.insecure,
+                streamed=ask.streamed,
             )
         )
 

@@ -21,13 +21,13 @@ from crungo.registry.headers import printable
 from crungo.registry.hostfiles import Certificates, find_certificates
 from crungo.registry.hosts import Hosts, host_of, is_loopback
 from crungo.registry.tls import build_context, build_plain_context
-from crungo.registry.transport import FAILURES, DirectTransport
+from crungo.registry.transport import FAILURES, Transport
 from crungo.registry.urls import Url, join_url, parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from crungo.registry.transport import Response, Transport
+    from crungo.registry.transport import Response
 
 __all__ = ["Outgoing", "Timeouts", "Wire"]
 
@@ -48,7 +48,8 @@ class Timeouts(Record):
 
 class Outgoing(Record):
     """A request. ``what`` names the thing asked for in messages; ``insecure`` lets redirects go to plain http and takes
-    unverified TLS on the host of ``url``; ``form`` makes it a POST, which follows no redirect."""
+    unverified TLS on the host of ``url``; ``form`` makes it a POST, which follows no redirect; ``streamed``: what comes
+    is large, a stream of httpx."""
 
     what: str
     url: str
@@ -57,6 +58,7 @@ class Outgoing(Record):
     authorization: str | None = field(default=None, repr=False)
     form: Mapping[str, str] | None = field(default=None, repr=False)
     insecure: bool = False
+    streamed: bool = False
 
 
 class _Trust(Record, kw_only=False):
@@ -133,7 +135,7 @@ class Wire:
         transport = await self._transport(url, insecure=outgoing.insecure and same_host)
         method = outgoing.method if outgoing.form is None else "POST"
         try:
-            response = await transport.send(method, url, headers, content)
+            response = await transport.send(method, url, headers, content, streamed=outgoing.streamed)
         except FAILURES as error:
             failure = unreachable(outgoing.what, url.netloc, error)
             if _may_be_proxied(url.netloc):
@@ -170,14 +172,10 @@ class Wire:
 
     async def _make(self, trust: _Trust) -> Transport:
         connect, stall = self._timeouts.connect, self._timeouts.stall
-        context = None
+        context = build_plain_context() if trust.proxied else None
         if trust.tls:
             context = await anyio.to_thread.run_sync(lambda: build_context(trust.certificates, insecure=trust.insecure))
-        if not trust.proxied:
-            return DirectTransport(context=context, connect=connect, stall=stall)
-        from crungo.registry.proxied import ProxiedTransport
-
-        return ProxiedTransport(context=context or build_plain_context(), connect=connect, stall=stall)
+        return Transport(context=context, connect=connect, stall=stall, proxied=trust.proxied)
 
 
 def _may_be_proxied(host: str) -> bool:

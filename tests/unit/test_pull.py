@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +78,27 @@ async def test_unchanged_costs_one_head(registry: FakeRegistry, client: Registry
     by_digest = f"{text}@{first.digest}"
     assert (await get(by_digest, store, client)).id == first.id
     assert registry.sent == []
+
+
+def test_httpx_is_imported_for_what_is_downloaded(registry: FakeRegistry, tmp_path: Path) -> None:
+    program = """
+import anyio, pathlib, sys
+from crungo.registry.client import RegistryClient
+from crungo.registry.hosts import Hosts
+from tests.support.smallpulls import get, make_store
+
+async def main():
+    async with RegistryClient(hosts=Hosts(), certificates=()) as client:
+        await get(sys.argv[1], make_store(pathlib.Path(sys.argv[2])), client)
+
+anyio.run(main)
+print("httpx" in sys.modules)
+"""
+    command = [sys.executable, "-c", program, registry.add(layered(1000)), str(tmp_path)]
+    for changed in (True, False):
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+        assert done.stdout == f"{changed}\n"
+    assert [sent.request.method for sent in registry.sent] == ["GET", "GET", "GET", "HEAD"]
 
 
 async def test_registry_without_head(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import anyio.abc
+import httpx
 import pytest
 
 from crungo.errors import DigestMismatch, ImageError, ImageNotFound, RegistryError
@@ -19,6 +20,7 @@ from tests.support.scripted import (
     client,
     collect,
     good,
+    ranged,
     received,
     ref,
     serving,
@@ -100,6 +102,52 @@ async def test_a_whole_blob_and_the_connection_again() -> None:
                 assert await received(stream) == BLOB
         assert "range" not in server.asked[0].headers
         assert [asked.connection for asked in server.asked] == [1, 1]
+
+
+async def test_blobs_are_streams_of_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the connections of everything else, which httpx has no part in."""
+    streams: list[str] = []
+    send = httpx.AsyncClient.send
+
+    async def noting(self: httpx.AsyncClient, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        assert stream
+        streams.append(request.url.path)
+        return await send(self, request, stream=True)
+
+    monkeypatch.setattr(httpx.AsyncClient, "send", noting)
+    blob = f"/v2/a/b/blobs/{sha256(BLOB)}"
+    async with serving(good) as server, client() as registry:
+        await registry.get_manifest(ref(server))
+        for start in (0, 5):
+            async with registry.open_blob(ref(server), sha256(BLOB), start=start) as stream:
+                assert await received(stream) == BLOB[start:]
+        await registry.head_manifest(ref(server))
+        assert streams == [blob, blob]
+        assert server.paths == ["/v2/a/b/manifests/1", blob, blob, "/v2/a/b/manifests/1"]
+        assert {asked.connection for asked in server.asked} == {1}
+
+
+async def test_httpx_makes_nothing_of_what_comes_with_a_blob() -> None:
+    def handler(asked: Asked) -> Reply:
+        reply = ranged(asked)
+        reply.headers.update({"Content-Encoding": "gzip", "Location": "http://[", "Set-Cookie": "track=me"})
+        return reply
+
+    async with serving(handler) as server, client() as registry:
+        for _ in range(2):
+            async with registry.open_blob(ref(server), sha256(BLOB)) as stream:
+                assert await received(stream) == BLOB
+        assert server.asked[0].headers == {
+            "host": server.host,
+            "user-agent": "crungo",
+            "accept": "*/*",
+            "accept-encoding": "identity",
+        }
+        assert server.asked[1].headers == server.asked[0].headers
+        server.handler = lambda _: Reply(302, {"Location": "http://a:b"})
+        with pytest.raises(RegistryError, match="malformed redirect"):
+            async with registry.open_blob(ref(server), sha256(BLOB)):
+                pass
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (5, None), (100_000, 300_000), (700_000, None), (0, 10**9)])

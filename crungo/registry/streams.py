@@ -1,0 +1,139 @@
+"""Requests through ``httpx.AsyncClient``: streams of blobs, over a pool of ours or through the proxies that the
+environment names (HTTP(S)_PROXY, ALL_PROXY, NO_PROXY: httpx knows these, tunnels, and credentials for proxies).
+
+To import this is to import httpx, which takes 18 ms: see ``transport``.
+
+Invariant: bytes come as the server sends them, nothing that an answer says is followed or kept, and what httpx raises
+is raised as the httpcore exception of the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, cast
+
+import httpcore
+import httpx
+
+from crungo.registry.headers import Headers
+from crungo.registry.transport import IDLE_SECONDS, MOST_CONNECTIONS, MOST_IDLE, Response
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+
+    from crungo.registry.urls import Url
+
+__all__ = ["Streams"]
+
+
+class Streams:
+    """A client of httpx over its caller's ``pool``; without one, with connections of its own, and ``context`` for TLS.
+
+    ``timeout`` is the extension of that name, of httpcore's requests.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: httpcore.AsyncConnectionPool | None,
+        context: ssl.SSLContext | None,
+        timeout: Mapping[str, float | None],
+    ) -> None:
+        self._client = httpx.AsyncClient(
+            transport=None if pool is None else _PoolTransport(pool),
+            trust_env=pool is None,
+            verify=context or True,
+            limits=httpx.Limits(
+                max_connections=MOST_CONNECTIONS,
+                max_keepalive_connections=MOST_IDLE,
+                keepalive_expiry=IDLE_SECONDS,
+            ),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            follow_redirects=False,
+            event_hooks={"response": [_take_location]},
+        )
+        self._extensions = {"timeout": timeout}
+
+    async def send(self, method: str, url: Url, headers: Sequence[tuple[bytes, bytes]], content: bytes) -> Response:
+        """As ``Transport.send``; ``headers`` are all that is sent."""
+        with _translated():
+            request = httpx.Request(
+                method, str(url), headers=headers, content=content or None, extensions=self._extensions
+            )
+            response = await self._client.send(request, stream=True)
+        return Response(
+            status=response.status_code,
+            headers=Headers([*response.headers.raw, *response.extensions["location"]]),
+            body=_body(response),
+            connection=response.extensions["network_stream"],
+            aclose=response.aclose,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections that are not the caller's."""
+        with _translated():
+            await self._client.aclose()
+
+
+class _PoolTransport(httpx.AsyncBaseTransport):
+    """A pool of httpcore's below a client of httpx; its exceptions are left as they are."""
+
+    def __init__(self, pool: httpcore.AsyncConnectionPool) -> None:
+        self._pool = pool
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._pool.handle_async_request(
+            httpcore.Request(
+                method=request.method,
+                url=httpcore.URL(
+                    scheme=request.url.raw_scheme,
+                    host=request.url.raw_host,
+                    port=request.url.port,
+                    target=request.url.raw_path,
+                ),
+                headers=request.headers.raw,
+                content=request.stream,
+                extensions=request.extensions,
+            )
+        )
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=_PoolStream(response),
+            extensions=cast("dict[str, Any]", response.extensions),
+        )
+
+
+class _PoolStream(httpx.AsyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        # The stream itself: a generator more between it and the reader costs a step per chunk.
+        return aiter(cast("AsyncIterable[bytes]", self._response.stream))
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+async def _take_location(response: httpx.Response) -> None:
+    """Put ``Location`` where httpx does not see it: it reads it even when told not to follow, and fails on bad ones."""
+    response.extensions["location"] = [item for item in response.headers.raw if item[0].lower() == b"location"]
+    response.headers.pop("location", None)
+
+
+async def _body(response: httpx.Response) -> AsyncIterator[bytes]:
+    with _translated():
+        async for chunk in response.aiter_raw():
+            yield chunk
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        kind: type[Exception] = getattr(httpcore, type(error).__name__, httpcore.ProtocolError)
+        raise kind(str(error)) from error
