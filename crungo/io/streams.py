@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 from anyio import ResourceGuard
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import RunVar, checkpoint
 
 from crungo.io.fds import Fd
 from crungo.io.pty import eof_characters
@@ -27,6 +27,8 @@ _BROKEN: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.EIO, errno.ENXI
 
 # os.read allocates what it is asked for before it knows what comes; above this, the allocator maps fresh pages.
 _READ: Final = 1 << 20
+
+_turns: RunVar[anyio.Lock] = RunVar("crungo.io.streams: whose turn it is to close")
 
 
 class _FdEnd:
@@ -41,9 +43,22 @@ class _FdEnd:
         return self._fd.fileno()
 
     async def aclose(self) -> None:
-        """Close the descriptor; tasks waiting in ``receive`` or ``send`` get ClosedResourceError."""
-        self.close()
-        await checkpoint()
+        """Close the descriptor; tasks waiting in ``receive`` or ``send`` get ClosedResourceError.
+
+        One in each turn of the loop: closing lets the program at the other end run, and were a thousand closed in one
+        turn, their programs would keep the loop from its processor for a third of a second.
+        """
+        try:
+            turn = _turns.get()
+        except LookupError:
+            turn = anyio.Lock(fast_acquire=True)
+            _turns.set(turn)
+        try:
+            async with turn:
+                self.close()
+                await checkpoint()
+        finally:
+            self.close()  # cancelled before it was its turn
 
     def close(self) -> None:
         """``aclose`` for those who cannot wait; it never does anyway. Outside a loop nobody can be waiting."""

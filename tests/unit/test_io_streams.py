@@ -6,6 +6,7 @@ import os
 import socket
 import termios
 import tty
+from itertools import pairwise
 
 import anyio
 import pytest
@@ -42,6 +43,48 @@ async def test_bytes_backpressure_and_the_end() -> None:
         with pytest.raises(anyio.EndOfStream):
             await receiver.receive()
     assert bytes(got) == data
+
+
+async def test_many_that_close_at_once_leave_the_loop_to_others() -> None:
+    """Each lets a program run, and the loop shares its processors with those of a thousand."""
+    pairs = [streams() for _ in range(50)]
+    seen: list[int] = []
+    go = anyio.Event()
+
+    async def close(sender: FdSendStream) -> None:
+        await go.wait()
+        await sender.aclose()
+
+    async def watch() -> None:
+        while not seen or seen[-1]:
+            seen.append(sum(not sender._fd.closed for _, sender in pairs))
+            await checkpoint()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for _, sender in pairs:
+                group.start_soon(close, sender)
+            group.start_soon(watch)
+            await checkpoint()
+            go.set()
+    assert max(before - after for before, after in pairwise(seen)) <= 2  # a loop may run the watch before or after
+    for receiver, _ in pairs:
+        await receiver.aclose()
+
+
+async def test_who_is_cancelled_while_others_close_has_closed() -> None:
+    pairs = [streams() for _ in range(5)]
+    async with anyio.create_task_group() as group:
+        for _, sender in pairs:
+            group.start_soon(sender.aclose)
+        await checkpoint()
+        group.cancel_scope.cancel()
+    for receiver, sender in pairs:
+        with pytest.raises(anyio.EndOfStream), anyio.fail_after(5):
+            await receiver.receive()
+        with pytest.raises(anyio.ClosedResourceError):
+            await sender.send(b"x")
+        await receiver.aclose()
 
 
 async def test_max_bytes() -> None:
