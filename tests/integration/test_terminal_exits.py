@@ -205,4 +205,6 @@ def test_a_pull_that_fails(fresh_crungo: Crungo, stalled: Stalled) -> None:
     with fresh_crungo.terminal("run", "-it", f"{stalled.address}/no/such:image", "sh") as terminal:
         assert terminal.wait() == 125
         terminal.assert_restored()
-        assert terminal.text.splitlines()[-1].startswith("crungo: ")
+        error, hint = terminal.text.splitlines()[-2:]
+        assert error.startswith("crungo: ")
+        assert hint == "hint: check its name and tag"
