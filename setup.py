@@ -26,6 +26,7 @@ WRAPPED = [
     "seccomp_init",
     "libcrun_configure_handler",
     "get_user_name",
+    "set_home_env",
     "move_process_to_cgroup",
     "libcrun_set_selinux_label",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_users(crungo: Crungo, busybox_reference: str, flags: list[str], expecte
 )
 def test_home(crungo: Crungo, busybox_reference: str, user: str, home: str) -> None:
     assert environment(crungo, "-u", user, busybox_reference)["HOME"] == home
+
+
+@pytest.mark.parametrize(
+    "passwd", [Layer().entry("etc/passwd", tarfile.FIFOTYPE, 0o644), Layer().symlink("etc/passwd", "/dev/zero")]
+)
+def test_a_passwd_that_has_no_end(crungo: Crungo, push_image: PushImage, passwd: Layer) -> None:
+    """To open the one waits for ever, and the other has a line that memory does not hold."""
+    reference = push_image("process/endless", passwd)
+    assert environment(crungo, "-m", "64m", reference)["HOME"] == "/"
 
 
 def test_a_home_that_is_set_stays(crungo: Crungo, busybox_reference: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from crungo.errors import ContainerError
 from crungo.runtime._native import ffi, lib
 
-__all__ = ["read_file", "resolve_user"]
+__all__ = ["find_home", "read_file", "resolve_user"]
 
 
 def resolve_user(
@@ -29,6 +29,14 @@ def resolve_user(
         assert why.kind == lib.CRUNGO_FAILURE_CONTAINER
         raise ContainerError(ffi.string(why.message).decode(errors="replace"))
     return found.uid, found.gid, tuple(found.groups[0 : found.n_groups])
+
+
+def find_home(uid: int, passwd: bytes) -> bytes | None:
+    """The home that is set for a user without HOME, or None."""
+    length, file = ffi.new("size_t *"), ffi.new("char[]", len(passwd) or 1)
+    ffi.memmove(file, passwd, len(passwd))
+    home = lib.crungo_find_home(uid, file, len(passwd), length)
+    return None if home == ffi.NULL else bytes(ffi.buffer(home, length[0]))
 
 
 def read_file(root: int, name: str) -> bytes:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from crungo.errors import ContainerError, UsageError
 from crungo.runtime.names import check_name, random_id, random_name
-from tests.support.native import resolve_user
+from tests.support.native import find_home, resolve_user
 
 PASSWD = b"""root:x:0:0:root:/root:/bin/sh
 # a comment
@@ -106,6 +106,14 @@ def test_more_groups_than_can_be_set() -> None:
         resolve("app", group=lines)
 
 
+@pytest.mark.parametrize(
+    ("uid", "home"),
+    [(0, b"/root"), (1000, b"/home/app"), (1001, None), (1002, b"relative"), (1003, b"/home/\xff"), (1004, None)],
+)
+def test_homes(uid: int, home: bytes | None) -> None:
+    assert find_home(uid, PASSWD) == home
+
+
 # Mostly of what the files are made of, so that lines come out right more often than not.
 PIECES = st.lists(
     st.sampled_from(["a", "b", "0", "1", "7", "4294967294", "4294967295", ":", "::", ",", "\n", " ", "\r", "\0", "x:"]),
@@ -126,6 +134,13 @@ def test_it_does_what_a_model_does(spec: str, groups: list[str], passwd: bytes, 
             resolve_user(spec, groups, passwd, group)
     else:
         assert resolve_user(spec, groups, passwd, group) == expected
+
+
+@given(st.sampled_from([0, 1, 7, 4294967294, 4294967295]), FILES)
+def test_a_home_is_what_a_model_finds(uid: int, passwd: bytes) -> None:
+    users = [f for f in fields_of(passwd) if len(f) > 3 and is_id(f[2]) and is_id(f[3])]
+    homes = [(*f[5:6], b"")[0] or None for f in users if int(f[2]) == uid]
+    assert find_home(uid, passwd) == next(iter(homes), None)
 
 
 def model(spec: str, group_add: list[str], passwd: bytes, group: bytes) -> tuple[int, int, tuple[int, ...]] | None:

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MAXIMUM_ID ((UINT64_C (1) << 32) - 2) /* the last one is (uid_t) -1, which means "no change" */
-#define FIELDS 4
+#define FIELDS 6
 
 /* Bytes of a file that is never copied.  */
 struct span
@@ -109,7 +109,7 @@ next_entry (struct span *rest, size_t needed, struct span fields[FIELDS])
 }
 
 static bool
-next_user (struct span *rest, struct span *name, uint32_t *uid, uint32_t *gid)
+next_user (struct span *rest, struct span *name, uint32_t *uid, uint32_t *gid, struct span *home)
 {
   struct span fields[FIELDS];
 
@@ -117,6 +117,7 @@ next_user (struct span *rest, struct span *name, uint32_t *uid, uint32_t *gid)
     if (read_id (fields[2], uid) && read_id (fields[3], gid))
       {
         *name = fields[0];
+        *home = fields[5];
         return true;
       }
   return false;
@@ -209,7 +210,7 @@ crungo_resolve_user (const char *user, const char *const *groups, size_t n_group
   struct span passwd_file = { passwd, passwd_size };
   struct span group_file = { group, group_size };
   struct span rest = text_of (user == NULL ? "" : user);
-  struct span wanted, wanted_group = { "", 0 }, name;
+  struct span wanted, wanted_group = { "", 0 }, name, home;
   struct span entry = { "", 0 };
   uint32_t uid, gid;
   int given = 1;
@@ -221,7 +222,7 @@ crungo_resolve_user (const char *user, const char *const *groups, size_t n_group
   found->n_groups = 0;
   if (wanted.size > 0 && (given = given_id (wanted, "user", &found->uid, why)) < 0)
     return -1;
-  while (entry.size == 0 && next_user (&passwd_file, &name, &uid, &gid))
+  while (entry.size == 0 && next_user (&passwd_file, &name, &uid, &gid, &home))
     if (given ? uid == found->uid : is (name, wanted))
       {
         entry = name;
@@ -244,4 +245,19 @@ crungo_resolve_user (const char *user, const char *const *groups, size_t n_group
     if (resolve_group (text_of (groups[i]), group_file, &gid, why) < 0 || add_group (found, gid, why) < 0)
       return -1;
   return 0;
+}
+
+const char *
+crungo_find_home (uint32_t uid, const char *passwd, size_t passwd_size, size_t *length)
+{
+  struct span file = { passwd, passwd_size }, name, home;
+  uint32_t found, gid;
+
+  while (next_user (&file, &name, &found, &gid, &home))
+    if (found == uid)
+      {
+        *length = home.size;
+        return home.size > 0 ? home.at : NULL;
+      }
+  return NULL;
 }

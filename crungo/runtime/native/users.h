@@ -27,4 +27,7 @@ int crungo_resolve_user (const char *user, const char *const *groups, size_t n_g
                          size_t passwd_size, const char *group, size_t group_size, struct crungo_user *found,
                          struct crungo_failure *why);
 
+/* The home of a user: the sixth field of the first entry with this id. Not ended by a null byte; NULL where there is none.  */
+const char *crungo_find_home (uint32_t uid, const char *passwd, size_t passwd_size, size_t *length);
+
 #endif
