@@ -52,6 +52,10 @@ class Task:
         """The owner is gone, or wants it gone."""
         self.doomed = True
         self.spawner.unwatch(self.channel.fileno())
+        if self.report is not None and self.pidfd < 0:
+            # What makes the process may be waiting for it, and it for anything. The fork server kills the one, and
+            # reports that; the other is no more than a part of what is cleaned up.
+            self.report.shutdown(_socket.SHUT_WR)
         self._kill()
         self.settle()
 

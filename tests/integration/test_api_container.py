@@ -310,6 +310,38 @@ async def test_exec_ends_with_its_block_and_takes_only_its_own(crungo: Crungo, b
             await container.run(["nothing-like-it"])
 
 
+STOP_OTHERS = """
+while :; do
+  for process in /proc/[0-9]*; do
+    process=${process#/proc/}
+    [ $process -eq 1 ] || { kill -STOP $process && echo stopped && read forever; }
+  done
+done
+"""
+
+
+async def test_exec_ends_although_the_container_stops_it_early(crungo: Crungo, busybox_reference: str) -> None:
+    """Between its fork and its exec it is not a command yet, but root of the container may send it signals already."""
+    async with (
+        engine(crungo) as api,
+        api.container(busybox_reference, ["sh", "-c", STOP_OTHERS], stdin=True) as container,
+    ):
+        async with anyio.create_task_group() as watch:
+
+            async def give_up() -> None:
+                await anyio.sleep(10)
+                os.kill(container.pid, signal.SIGKILL)  # the test shall fail, and not hang
+
+            watch.start_soon(give_up)
+            async with anyio.create_task_group() as group:
+                group.start_soon(container.run, ["sleep", "1000"])
+                assert await line(container) == b"stopped"
+                group.cancel_scope.cancel()
+            watch.cancel_scope.cancel()
+        assert container.returncode is None
+    assert remains(crungo, container.id) == []
+
+
 async def test_signals(crungo: Crungo, busybox_reference: str) -> None:
     async with engine(crungo) as api:
         async with api.container(busybox_reference, ["sh", "-c", "echo; exec sleep 1000"], init=True) as container:

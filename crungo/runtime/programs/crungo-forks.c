@@ -8,7 +8,8 @@
  * Descriptor 3 is a stream of orders: the size of one, four bytes in the machine's order, and as many bytes (start.h,
  * crungo_decode_start), with the descriptors from CRUNGO_ORDER_REPORT on beside the first byte. The copy of the report here is
  * closed when the child has been reaped, so that whoever holds the other end knows that the started process is no longer
- * the child's; of a child that ended without a word it is told there. STATE is where libcrun keeps its records.
+ * the child's; of a child that ended without a word it is told there. Whoever wants no more of it shuts the other end down
+ * for writing, or closes it: the child is killed, whatever it waits for. STATE is where libcrun keeps its records.
  *
  * The server ends with the stream, or with its parent of the process id PARENT, and its children with it.
  */
@@ -42,6 +43,7 @@ struct server
   pid_t pid;
   const char *state_root;
   struct child *children;
+  struct pollfd *polled; /* for the orders, and then for each child's report */
   size_t n, room;
 };
 
@@ -65,8 +67,21 @@ reap (struct server *server)
             crungo_report_failure (server->children[i].report, &(struct crungo_failure){ .kind = CRUNGO_FAILURE_ENDED });
           close (server->children[i].report);
           server->children[i] = server->children[--server->n];
+          server->polled[1 + i] = server->polled[1 + server->n];
           break;
         }
+}
+
+/* Children are killed here before they are reaped: until then, their process ids are theirs.  */
+static void
+kill_unwanted (struct server *server)
+{
+  for (size_t i = 0; i < server->n; i++)
+    if (server->polled[1 + i].revents != 0)
+      {
+        kill (server->children[i].pid, SIGKILL);
+        server->polled[1 + i].fd = -1; /* is told until it is closed */
+      }
 }
 
 static bool
@@ -122,16 +137,29 @@ take_order (size_t *size, int fds[CRUNGO_ORDER_FDS], size_t *n_fds)
 static bool
 make_room (struct server *server)
 {
-  struct child *more;
+  const size_t room = 2 * server->room + 16;
+  struct pollfd *polled;
+  struct child *children;
 
   if (server->n < server->room)
     return true;
-  more = reallocarray (server->children, 2 * server->room + 16, sizeof (*more));
-  if (more == NULL)
+  polled = reallocarray (server->polled, 1 + room, sizeof (*polled));
+  if (polled == NULL)
     return false;
-  server->children = more;
-  server->room = 2 * server->room + 16;
+  server->polled = polled;
+  children = reallocarray (server->children, room, sizeof (*children));
+  if (children == NULL)
+    return false;
+  server->children = children;
+  server->room = room;
   return true;
+}
+
+static void
+add_child (struct server *server, pid_t pid, int report)
+{
+  server->children[server->n++] = (struct child){ pid, report };
+  server->polled[server->n] = (struct pollfd){ .fd = report, .events = POLLRDHUP };
 }
 
 static void
@@ -156,7 +184,7 @@ serve_order (struct server *server)
     }
   free (data);
   if (pid > 0)
-    server->children[server->n++] = (struct child){ pid, fds[CRUNGO_ORDER_REPORT] };
+    add_child (server, pid, fds[CRUNGO_ORDER_REPORT]);
   else if (n_fds > 0)
     {
       crungo_fail_errno (&why, "create container");
@@ -170,7 +198,6 @@ serve_order (struct server *server)
 int
 main (int argc, char **argv)
 {
-  struct pollfd orders = { .fd = SOCKET_FD, .events = POLLIN };
   const struct sigaction interrupt = { .sa_handler = on_child };
   struct server server = { .pid = getpid () };
   sigset_t none, child;
@@ -180,6 +207,9 @@ main (int argc, char **argv)
       || fcntl (SOCKET_FD, F_SETFD, FD_CLOEXEC) < 0)
     return 1;
   server.state_root = argv[2];
+  if (! make_room (&server))
+    return 1;
+  server.polled[0] = (struct pollfd){ .fd = SOCKET_FD, .events = POLLIN };
   sigemptyset (&none);
   sigemptyset (&child);
   sigaddset (&child, SIGCHLD);
@@ -187,10 +217,13 @@ main (int argc, char **argv)
   sigaction (SIGCHLD, &interrupt, NULL);
   for (;;)
     {
-      int ready = ppoll (&orders, 1, NULL, &none);
+      bool ready = ppoll (server.polled, 1 + server.n, NULL, &none) > 0;
+      bool ordered = ready && server.polled[0].revents != 0;
 
+      if (ready)
+        kill_unwanted (&server);
       reap (&server);
-      if (ready > 0)
+      if (ordered)
         serve_order (&server);
     }
 }
