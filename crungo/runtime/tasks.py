@@ -91,25 +91,36 @@ class Task:
         found = False
         while self.report is not None and _readable(self.report.fileno()):
             found = True
-            packet, fds = wire.recv_packet(self.report)
-            if not packet:
-                self._on_report_end()
-                break
+            try:
+                self._take_report(*wire.recv_packet(self.report))
+            except Exception as error:
+                # There was no room for its descriptors; or a process with CAP_SYS_PTRACE has written it, in the name of
+                # one that is about to join it in its container. The others shall not suffer from either.
+                self._fail(failure(error))
+                self.abandon()
+        return found
+
+    def _take_report(self, packet: bytes, fds: list[int]) -> None:
+        if not packet:
+            self._on_report_end()
+            return
+        try:
             report = report_of(packet)
             if report is None:
                 self.abandon()
-                break
-            if not isinstance(report, int):
+            elif not isinstance(report, int):
                 self._fail(report)
-                continue
-            self.pid, self.pidfd = report, fds[0]
-            self.tell({"event": "created", "pid": report}, tuple(fds))
-            for fd in fds[1:]:
+            elif self.pidfd >= 0 or not fds:
+                raise ContainerError("create container: its helper reports what cannot be")
+            else:
+                self.tell({"event": "created", "pid": report}, tuple(fds))
+                self.pid, self.pidfd = report, fds.pop(0)
+                self.spawner.watch(self.pidfd, self.settle)
+                if self.doomed:
+                    self._kill()
+        finally:
+            for fd in fds:
                 os.close(fd)
-            self.spawner.watch(self.pidfd, self.settle)
-            if self.doomed:
-                self._kill()
-        return found
 
     def abandon(self) -> None:
         """What makes the process was killed. What it has made may be waiting for it, with the report open."""
@@ -160,7 +171,10 @@ class Task:
             return  # init is not our child before the child that made it has ended
         if self.pidfd >= 0:
             dead = _readable(self.pidfd)
-            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            try:
+                ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:  # a forged report, or the victim of one
+                ended, dead = None, True
             if ended is None and not dead:
                 return
             if ended is None:
