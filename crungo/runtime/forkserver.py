@@ -14,6 +14,7 @@ __all__ = ["ForkServer", "encode_order"]
 
 PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "crungo-forks")
 SOCKET_FD = 3
+SIGKILL = 9
 TERMINAL, DEBUG, AWAIT_COMMAND = 1, 2, 4
 
 
@@ -80,6 +81,7 @@ class ForkServer:
                 ["crungo-forks", str(os.getpid()), state_root],
                 {},
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), SOCKET_FD)],
+                setpgroup=0,
             )
         except BaseException:
             self._socket.close()
@@ -107,12 +109,18 @@ class ForkServer:
             self._socket.sendall(data[sent:], _socket.MSG_NOSIGNAL)
 
     def close(self) -> None:
-        """Forget it, once it has ended; what it has forked has been killed then."""
+        """Forget it, once it has ended, and wait for the end of what it was just starting; we must be a subreaper.
+
+        That is its group, which processes leave (setsid(2)) before they are reported. It dies with the server, but not
+        at the same moment: what it makes until then, nobody would look for.
+        """
         self._socket.close()
         try:
-            os.waitpid(self._pid, 0)
-        except ChildProcessError:
-            pass  # reaped as any orphan
+            os.killpg(self._pid, SIGKILL)
+            while True:
+                os.waitpid(-self._pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # all are reaped, some perhaps as orphans
 
 
 def _number(number: int) -> bytes:
