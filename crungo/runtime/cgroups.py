@@ -110,14 +110,14 @@ def hierarchies() -> list[str]:
 def tree_of_executions(roots: list[str]) -> tuple[str, bool]:
     """Which of ``hierarchies()`` has the cgroups of further processes, and whether it is that of v2.
 
-    On v1 any one tree tells what such a process has started, and the limits are the container's. The freezer's is
-    taken because a frozen process does not die before it has left it (``freezer.py``), and never cpuset's, where a new
-    cgroup takes no process in (cpuset(7)).
+    On v1 any one tree tells what such a process has started, and the limits are the container's. Best is one where a
+    cgroup without limits means nothing; never the freezer's, which a frozen process leaves before it dies
+    (``freezer.py``), or cpuset's, where a new cgroup takes no process in (cpuset(7)).
     """
     if roots == [ROOT]:
         return ROOT, True
-    ranked = {f"{ROOT}/freezer": 0, f"{ROOT}/cpuset": 2}
-    return min(roots, key=lambda root: ranked.get(root, 1)), False
+    ranks = {"pids": 0, "systemd": 0, "freezer": 2, "cpuset": 2}
+    return min(roots, key=lambda root: ranks.get(os.path.basename(root), 1)), False
 
 
 def remove_empty(identifier: str, roots: list[str], child: str = "") -> None:

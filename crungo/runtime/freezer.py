@@ -56,18 +56,17 @@ def thaw(identifier: str, root: str = ROOT) -> bool:
     return _write(old, b"THAWED") or _write(new, b"0")
 
 
-def kill_frozen(identifier: str, child: str, root: str = ROOT) -> None:
-    """Kill what is in the cgroup ``child`` of a frozen container, and leave the rest of that frozen.
+def kill_frozen(identifier: str, group: str, root: str = ROOT) -> None:
+    """Kill what is in a cgroup, of any tree, of processes of a frozen container, and leave the rest of that frozen.
 
     v2 needs no more than the signal, which is not given here. On v1 a part of what is frozen cannot be thawed, but a
     process that is moved to where nothing is frozen goes on: it has its death before it then, and runs no instruction.
     """
-    top = f"{root}/freezer{path_of(identifier)}"
     try:
-        with open(f"{top}/freezer.state", "rb") as file:
+        with open(f"{root}/freezer{path_of(identifier)}/freezer.state", "rb") as file:
             if file.read().strip() == b"THAWED":
                 return
-        with open(f"{top}{child}/cgroup.procs", "rb") as file:
+        with open(f"{group}/cgroup.procs", "rb") as file:
             pids = [int(line) for line in file]
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV):

@@ -280,7 +280,7 @@ class Execution(Task):
 
     def _kill(self) -> None:
         super()._kill()
-        freezer.kill_frozen(self.identifier, self.cgroup)
+        freezer.kill_frozen(self.identifier, self.tree + cgroups.path_of(self.identifier) + self.cgroup)
 
     def clean_up(self) -> None:
         if not self.doomed:
