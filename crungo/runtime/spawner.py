@@ -259,7 +259,7 @@ def _peer(sock: _socket.socket) -> int:
 def _prepare_unpacking() -> None:
     """Import what every unpacking child would else import for itself, at 7 ms each.
 
-    Only where asked for: it makes the children that create containers 0.7 ms slower.
+    Only where asked for: whoever wants a container would wait for it.
     """
     from isal import igzip_lib  # noqa: F401 - decompress.prepare finds it
 
