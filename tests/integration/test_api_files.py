@@ -6,7 +6,7 @@ import io
 import os
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -179,11 +179,13 @@ async def test_cancelling_leaves_nothing(crungo: Crungo, busybox_reference: str)
 
     async with sleeping(crungo, busybox_reference) as container:
         with anyio.move_on_after(0.2) as scope:
-            await container.put("/srv/x", silent())
+            async with aclosing(silent()) as content:
+                await container.put("/srv/x", content)
         assert scope.cancelled_caught
         for source in (endless, silent):
             with anyio.move_on_after(0.2) as scope:
-                await container.put_archive("/srv", source())
+                async with aclosing(source()) as content:
+                    await container.put_archive("/srv", content)
             assert scope.cancelled_caught
         await shell(container, "head -c 100000000 /dev/zero >/zero")
         with anyio.move_on_after(0.2) as scope:
