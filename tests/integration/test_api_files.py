@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -167,13 +167,13 @@ async def test_a_failing_stream_is_the_error_and_leaves_nothing(crungo: Crungo, 
 
 
 async def test_cancelling_leaves_nothing(crungo: Crungo, busybox_reference: str) -> None:
-    async def endless() -> AsyncIterator[bytes]:
+    async def endless() -> AsyncGenerator[bytes, None]:
         yield archive(Entry(name=b"big", size=1 << 40), end=b"")
         while True:
             yield b"x" * 65536
             await checkpoint()
 
-    async def silent() -> AsyncIterator[bytes]:
+    async def silent() -> AsyncGenerator[bytes, None]:
         yield b"x"
         await anyio.sleep_forever()
 
