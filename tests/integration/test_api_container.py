@@ -130,7 +130,7 @@ async def test_name_and_labels(crungo: Crungo, push_image: PushImage) -> None:
     async with engine(crungo) as api:
         async with api.container(reference, ["true"], name="known", labels={"team": "own", "job": ""}) as box:
             assert (box.name, dict(box.labels)) == ("known", {"team": "own", "tier": "1", "job": ""})
-        async with api.container(reference, ["true"]) as box:
+        async with api.container(reference, ["sleep", "1000"]) as box:
             assert os.readlink(crungo.root / "names" / box.name).endswith(box.id)
             assert box.labels == labels
 
