@@ -6,6 +6,8 @@ import _socket
 import os
 import sys
 
+from crungo.runtime import wire
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,10 +103,8 @@ class ForkServer:
         Raises:
             BrokenPipeError, ConnectionResetError: it has ended.
         """
-        packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
         data = len(order).to_bytes(4, sys.byteorder) + order
-        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)]
-        sent = self._socket.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL)
+        sent = self._socket.sendmsg([data], wire.rights(fds), _socket.MSG_NOSIGNAL)
         if sent < len(data):
             self._socket.sendall(data[sent:], _socket.MSG_NOSIGNAL)
 

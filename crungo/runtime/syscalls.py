@@ -1,7 +1,6 @@
 """System calls that Python's os module lacks, typed; each raises OSError with errno.
 
-Constants are those of the kernel's headers (mount.h, sched.h, openat2.h); see mount(2), unshare(2), openat2(2),
-prctl(2).
+Constants are those of the kernel's headers (openat2.h, prctl.h); see openat2(2), prctl(2).
 """
 
 from __future__ import annotations
@@ -15,66 +14,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "CLONE_NEWNS",
-    "MNT_DETACH",
-    "MS_BIND",
-    "MS_MOVE",
-    "MS_NODEV",
-    "MS_NOEXEC",
-    "MS_NOSUID",
-    "MS_PRIVATE",
-    "MS_RDONLY",
-    "MS_REC",
-    "MS_REMOUNT",
-    "MS_SLAVE",
     "RESOLVE_BENEATH",
     "RESOLVE_IN_ROOT",
     "RESOLVE_NO_SYMLINKS",
     "arrange",
     "end_with_parent",
     "ignore_signal",
-    "mount",
     "openat2",
     "reset_signals",
     "send_signal",
     "set_child_subreaper",
     "set_name",
     "signal_fd",
-    "umount",
-    "unshare",
 ]
 
-CLONE_NEWNS = 0x00020000
-MNT_DETACH = 2
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 8192, 16384, 1 << 18, 1 << 19
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x04, 0x08, 0x10
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
-
-
-def unshare(flags: int) -> None:
-    """Leave namespaces for fresh ones."""
-    _check(lib.unshare(flags))
-
-
-def mount(source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
-    """Mount ``source`` on ``target``."""
-    _check(
-        lib.mount(
-            os.fsencode(source),
-            os.fsencode(target),
-            ffi.NULL if kind is None else kind.encode(),
-            flags,
-            ffi.NULL if data is None else ffi.new("char[]", os.fsencode(data)),
-        ),
-        target,
-    )
-
-
-def umount(target: str, flags: int = 0) -> None:
-    """Unmount what is mounted on ``target``."""
-    _check(lib.umount2(os.fsencode(target), flags), target)
 
 
 def openat2(directory: int, path: str | bytes, flags: int, *, resolve: int = RESOLVE_IN_ROOT, mode: int = 0) -> int:

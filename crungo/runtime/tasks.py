@@ -266,21 +266,22 @@ class Execution(Task):
         Execution.serial += 1
         self.identifier = request["id"]
         self.cgroup = f"/exec-{os.getpid()}-{Execution.serial}"
-        tree, unified = cgroups.tree_of_executions(spawner.hierarchies)
-        self.tree = tree
+        self.tree, unified = cgroups.tree_of_executions(spawner.hierarchies)
+        container_cgroup = cgroups.path_of(self.identifier)
+        self.directory = self.tree + container_cgroup + self.cgroup
         self.launch(
             request,
             container.claim.directory,
             fds,
             init=container.pid,
-            container_cgroup=cgroups.path_of(self.identifier),
-            cgroup=tree + cgroups.path_of(self.identifier) + self.cgroup,
+            container_cgroup=container_cgroup,
+            cgroup=self.directory,
             below=self.cgroup if unified else "",
         )
 
     def _kill(self) -> None:
         super()._kill()
-        freezer.kill_frozen(self.identifier, self.tree + cgroups.path_of(self.identifier) + self.cgroup)
+        freezer.kill_frozen(self.identifier, self.directory)
 
     def clean_up(self) -> None:
         if not self.doomed:

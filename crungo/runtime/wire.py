@@ -39,6 +39,7 @@ __all__ = [
     "recv",
     "recv_packet",
     "recv_text",
+    "rights",
     "send",
     "send_text",
 ]
@@ -199,15 +200,17 @@ def _unescape(text: str) -> str:
 
 
 def _sendmsg(sock: _socket.socket, data: bytes, fds: Sequence[int], flags: int) -> bool:
-    ancillary = []
-    if fds:
-        packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
-        ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed))
     try:
-        sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL | flags)
+        sock.sendmsg([data], rights(fds), _socket.MSG_NOSIGNAL | flags)
     except (BrokenPipeError, ConnectionResetError):
         return False
     return True
+
+
+def rights(fds: Sequence[int]) -> list[tuple[int, int, bytes]]:
+    """Descriptors as sendmsg(2) takes them beside its data (``SCM_RIGHTS``)."""
+    packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+    return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if fds else []
 
 
 def _read_all(memfd: int) -> bytes:
