@@ -12,7 +12,7 @@ STAMPS := build/stamps
 SUDO := $(shell [ "$$(id -u)" = 0 ] || ! command -v sudo >/dev/null || echo sudo --preserve-env=PATH,HOME,TERM,PYTHONDONTWRITEBYTECODE)
 ROOT_PYTHON := PYTHONDONTWRITEBYTECODE=1 $(SUDO) $(BIN)/python
 
-NATIVE := setup.py $(wildcard crungo/runtime/native/* crungo/runtime/programs/*)
+NATIVE := setup.py $(wildcard crungo/*/native/* crungo/runtime/programs/*)
 SOURCES := pyproject.toml MANIFEST.in README.md LICENSE NOTICE $(NATIVE) $(shell find crungo -name '*.py' -o -name '*.json')
 
 .DEFAULT_GOAL := help
@@ -78,7 +78,7 @@ build: $(STAMPS)/dist ## an sdist and a wheel, in dist/
 clean: ## remove everything that make has made
 	@rm -rf build dist site .venv .demo crungo.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis 2>/dev/null \
 	  || $(SUDO) rm -rf build dist .venv .demo crungo.egg-info
-	@rm -f crungo/runtime/_native.c crungo/runtime/_native.o crungo/runtime/_native*.so crungo/runtime/crungo-init crungo/runtime/crungo-isolate crungo/runtime/crungo-forks
+	@rm -f crungo/*/_*.c crungo/*/_*.o crungo/*/_*.so crungo/runtime/crungo-init crungo/runtime/crungo-isolate crungo/runtime/crungo-forks
 	@find crungo tests scripts bench examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The steps.

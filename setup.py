@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the cffi extension module, and the static programs."""
+"""What pyproject.toml cannot say: the cffi extension modules, and the static programs."""
 
 from __future__ import annotations
 
@@ -115,6 +115,6 @@ class Build(build):
 
 
 setup(
-    cffi_modules=["crungo/runtime/native/builder.py:ffibuilder"],
+    cffi_modules=["crungo/runtime/native/builder.py:ffibuilder", "crungo/io/native/builder.py:ffibuilder"],
     cmdclass={"build": Build, "build_programs": BuildPrograms},
 )

@@ -42,7 +42,7 @@ _POLLED_WRITE_OTHER: Final = 256
 class _End:
     """What both directions share: the classification, and the means that it asks for."""
 
-    __slots__ = ("_owned", "_plain", "_polled", "_socket", "fd", "kind")
+    __slots__ = ("_owned", "_polled", "_socket", "fd", "kind", "plain")
 
     _access: int
     _event: int
@@ -53,12 +53,12 @@ class _End:
         self._owned: Fd | None = None
         self._socket: socket.socket | None = None
         self._polled = False
-        self._plain = self.kind is not Kind.CLOSED  # read(2) and write(2) are all it takes
+        self.plain = self.kind is not Kind.CLOSED  # read(2) and write(2) are all it takes
         if self.kind in (Kind.CLOSED, Kind.READY) or not os.get_blocking(fd):
             return
         if self.kind is Kind.SOCKET:
             self._socket = _borrow_socket(fd)
-            self._plain = False
+            self.plain = False
             self.fd = self._socket.fileno()
             return
         self._owned = reopen(fd, self.kind, self._access)
@@ -66,7 +66,7 @@ class _End:
             self.fd = self._owned.fileno()
         else:
             self._polled = True
-            self._plain = False
+            self.plain = False
 
     def close(self) -> None:
         """Give back what was opened for this end; the given descriptor stays as it is."""
@@ -103,7 +103,7 @@ class Source(_End):
         that was reset and a descriptor that was closed before have ended too.
         """
         try:
-            if self._plain:
+            if self.plain:
                 return os.readv(self.fd, (buffer,))
             if self.kind is Kind.CLOSED:
                 return 0
@@ -111,12 +111,16 @@ class Source(_End):
                 return self._socket.recv_into(buffer, len(buffer), socket.MSG_DONTWAIT)
             self._check_ready()
             return os.readv(self.fd, (buffer,))
-        except ConnectionResetError:
-            return 0
         except OSError as error:
-            if self.kind is Kind.TERMINAL and error.errno in (errno.EIO, errno.ENXIO):
+            if self.is_ended_by(error):
                 return 0
             raise
+
+    def is_ended_by(self, error: OSError) -> bool:
+        """Whether an error of read(2) means no more than that the source has ended."""
+        if error.errno in (errno.EIO, errno.ENXIO):
+            return self.kind is Kind.TERMINAL
+        return error.errno == errno.ECONNRESET
 
     async def wait(self) -> None:
         """Wait until reading is worth a try. ClosedResourceError, BusyResourceError as anyio raises them."""
@@ -138,7 +142,7 @@ class Sink(_End):
         """Write what fits now; the number of bytes, 0 when nothing fits. OSError with an errno of ``GONE`` when nobody
         will ever read it (a vanished terminal's EIO is reported as EPIPE)."""
         try:
-            if self._plain:
+            if self.plain:
                 return os.write(self.fd, data)
             if self.kind is Kind.CLOSED:
                 raise BrokenPipeError(errno.EPIPE, "the descriptor is closed")
@@ -149,9 +153,13 @@ class Sink(_End):
         except BlockingIOError:
             return 0
         except OSError as error:
-            if self.kind is Kind.TERMINAL and error.errno == errno.EIO:
+            if error.errno == errno.EIO and self.is_gone_by(error):
                 raise BrokenPipeError(errno.EPIPE, "the terminal is gone") from error
             raise
+
+    def is_gone_by(self, error: OSError) -> bool:
+        """Whether an error of write(2) means that nobody will ever read it."""
+        return error.errno in GONE or (error.errno == errno.EIO and self.kind is Kind.TERMINAL)
 
     async def wait(self) -> None:
         """Wait until writing is worth a try. ClosedResourceError, BusyResourceError as anyio raises them."""

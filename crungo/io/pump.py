@@ -4,13 +4,11 @@ Invariant: every byte that was taken from the source is written to the sink, in 
 refuses it or the pump is cancelled; neither descriptor is closed, nor its flags changed.
 
 From a pipe to a pipe or file the kernel moves the pages itself (splice(2)); ``SPLICE_F_NONBLOCK`` makes that safe
-on blocking descriptors. Everything else is copied through one buffer per thread: between a read and the write that
-follows there is no await, and only what the sink did not take is kept, so that a thousand idle pumps hold no
-buffers. A regular file is copied too, although it could be spliced: its pages in a pipe would be the host's
-page cache itself, in the hands of the container.
-
-A terminal moves a page at a time, and its other side is ready again in less time than a turn of the loop takes. While
-it floods, the pump waits for it without the loop, as long as no other pump of the session has anything to do.
+on blocking descriptors. What comes from or goes to a terminal is moved by ``relay.Relay``, which waits without the loop
+while the terminal floods, as long as no other pump of the session has anything to do. Everything else is copied
+through one buffer per thread: between a read and the write that follows there is no await, and only what the sink did
+not take is kept, so that a thousand idle pumps hold no buffers. A regular file is copied too, although it could be
+spliced: its pages in a pipe would be the host's page cache itself, in the hands of the container.
 
 The process must ignore SIGPIPE, as Python does unless told otherwise.
 """
@@ -22,14 +20,13 @@ import os
 import select
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from crungo.io.endpoints import GONE, Sink, Source
-from crungo.io.fds import Kind, is_pty_master, kind_of, widen
+from crungo.io.fds import Kind, kind_of, widen
 from crungo.records import Record
 
 if TYPE_CHECKING:
@@ -71,7 +68,8 @@ class PumpResult(Record):
 class Pump:
     """One direction: from the descriptor ``source`` to the descriptor ``sink``, both only lent.
 
-    ``tap`` sees each chunk before it is written; the view is valid during the call only.
+    ``tap`` sees all that is moved, in order, in chunks, within the turn of the loop in which they are written; the view
+    is valid during the call only.
     """
 
     __slots__ = (
@@ -123,7 +121,10 @@ class Pump:
             result = await self._run_splice()
             if result is not None:
                 return result
-        return await self._run_copy()
+        with Source(self._source) as source, Sink(self._sink) as sink:
+            if Kind.TERMINAL in (source.kind, sink.kind) and source.plain and sink.plain:
+                return await self._run_relay(source, sink)
+            return await self._run_copy(source, sink)
 
     # --- splice ------------------------------------------------------------------------------------------------
 
@@ -185,56 +186,97 @@ class Pump:
         self._start_slice()
         return True
 
-    # --- copy --------------------------------------------------------------------------------------------------
+    # --- terminals ---------------------------------------------------------------------------------------------
 
-    async def _run_copy(self) -> PumpResult:
-        with Source(self._source) as source, Sink(self._sink) as sink:
-            read = partial(_gather, source) if _is_gathered(source, sink) else source.read_into
-            write, tap, clock = sink.write, self._tap, time.perf_counter_ns
-            buffer = _scratch()
-            while True:
-                try:
-                    count = read(buffer)
-                except BlockingIOError:
+    async def _run_relay(self, source: Source, sink: Sink) -> PumpResult:
+        from crungo.io.relay import Relay
+
+        # Another terminal takes its bytes in still smaller pieces than a page: collecting them first would only have
+        # its reader wait for the program and then the program for its reader, where both could work at a time.
+        relay = Relay(source.fd, sink.fd, gather=sink.kind is not Kind.TERMINAL)
+        while True:
+            others = self._awaited_by_others()
+            stop = relay.run(
+                deadline=self._deadline,
+                nap=0 if others is None or self._finishing else _NAP,
+                flood=self._begun + _FLOOD,
+                others=others or (),
+            )
+            self.moved = relay.moved
+            if self._tap is not None and stop.read:
+                self._tap(stop.read)
+            match stop.why:
+                case "empty":
                     if not await self._wait_source(source):
                         return self._end("finished")
-                    continue
-                except OSError as error:
-                    return self._end("source-failed", error)
-                if count == 0:
-                    return self._end("eof")
-                chunk = buffer[:count]
-                if tap is not None:
-                    tap(chunk)
-                try:
-                    written = write(chunk)
-                    self.moved += written
-                    if written < count:
-                        await self._write(sink, chunk[written:])
-                except OSError as error:
-                    return self._refused(error)
-                if clock() >= self._deadline:
+                case "full":
+                    await self._wait_sink(sink)
+                case "turn":
                     await self._yield()
+                case "again":
+                    pass
+                case "eof":
+                    return self._end("eof")
+                case "source-failed":
+                    gone = stop.error is not None and source.is_ended_by(stop.error)
+                    return self._end("eof") if gone else self._end("source-failed", stop.error)
+                case "sink-failed":
+                    gone = stop.error is not None and sink.is_gone_by(stop.error)
+                    return self._end("sink-gone") if gone else self._end("sink-failed", stop.error)
+
+    def _awaited_by_others(self) -> list[tuple[int, int]] | None:
+        """Descriptors and events that the other pumps of the session wait for; None if one waits for its turn."""
+        events: list[tuple[int, int]] = []
+        for other in self._others:
+            if other._awaited is None:
+                return None
+            events += other._awaited.items()
+        return events
+
+    # --- copy --------------------------------------------------------------------------------------------------
+
+    async def _run_copy(self, source: Source, sink: Sink) -> PumpResult:
+        read, write, tap, clock = source.read_into, sink.write, self._tap, time.perf_counter_ns
+        buffer = _scratch()
+        while True:
+            try:
+                count = read(buffer)
+            except BlockingIOError:
+                if not await self._wait_source(source):
+                    return self._end("finished")
+                continue
+            except OSError as error:
+                return self._end("source-failed", error)
+            if count == 0:
+                return self._end("eof")
+            chunk = buffer[:count]
+            if tap is not None:
+                tap(chunk)
+            try:
+                written = write(chunk)
+                self.moved += written
+                if written < count:
+                    await self._write(sink, chunk[written:])
+            except OSError as error:
+                return self._refused(error)
+            if clock() >= self._deadline:
+                await self._yield()
 
     async def _write(self, sink: Sink, left: memoryview) -> None:
         """Write the rest of a chunk that the sink did not take at once."""
-        shared = left.obj
+        # The buffer belongs to the thread: what must survive an await has to leave it.
+        left = memoryview(bytes(left))
         while left:
-            if sink.kind is not Kind.TERMINAL or not self._nap(sink.fd, select.POLLOUT):
-                # The buffer belongs to the thread: what must survive an await has to leave it.
-                left = memoryview(bytes(left)) if left.obj is shared else left
-                self._awaited = {sink.fd: select.POLLOUT}
-                await sink.wait()
-                self._start_slice()
+            await self._wait_sink(sink)
             count = sink.write(left)
             self.moved += count
             left = left[count:]
 
+    # --- both --------------------------------------------------------------------------------------------------
+
     async def _wait_source(self, source: Source) -> bool:
         if self._finishing:
             return False
-        if source.kind is Kind.TERMINAL and self.moved - self._begun >= _FLOOD and self._nap(source.fd, select.POLLIN):
-            return True
         with anyio.CancelScope() as self._idle:
             self._awaited = {source.fd: select.POLLIN}
             await source.wait()
@@ -242,27 +284,10 @@ class Pump:
         self._start_slice()
         return True
 
-    def _nap(self, fd: int, event: int) -> bool:
-        """Wait a moment without the loop, within the slice: whether ``event`` is there now.
-
-        The other side of a terminal is ready again within microseconds, less than a turn of the loop takes. Nobody of
-        the session is kept waiting: with what another pump waits for, the nap is over.
-        """
-        if time.perf_counter_ns() >= self._deadline:
-            return False
-        events = {fd: event}
-        for other in self._others:
-            if other._awaited is None:
-                return False
-            for number, awaited in other._awaited.items():
-                events[number] = events.get(number, 0) | awaited
-        poll = select.poll()
-        for number, mask in events.items():
-            poll.register(number, mask)
-        wanted = event | select.POLLERR | select.POLLHUP
-        return any(number == fd and ready & wanted for number, ready in poll.poll(_NAP))
-
-    # --- both --------------------------------------------------------------------------------------------------
+    async def _wait_sink(self, sink: Sink) -> None:
+        self._awaited = {sink.fd: select.POLLOUT}
+        await sink.wait()
+        self._start_slice()
 
     def _start_slice(self) -> None:
         self._awaited = None
@@ -295,30 +320,6 @@ async def pump(source: int, sink: int, *, tap: Callable[[memoryview], None] | No
 def _can_splice(source: int, sink: int) -> bool:
     """Whether it is worth a try; splice(2) itself refuses the rest (a file in append mode), taking nothing."""
     return kind_of(source) is Kind.PIPE and kind_of(sink) in (Kind.PIPE, Kind.READY)
-
-
-def _is_gathered(source: Source, sink: Sink) -> bool:
-    """Whether several reads are to make one write.
-
-    The master of a PTY gives at most a page at a time, and a pipe or a file takes more at once with less work. Not so
-    another terminal, which takes its bytes in still smaller pieces: collecting them first would only have its reader
-    wait for the program and then the program for its reader, where both could work at the same time.
-    """
-    return source.kind is Kind.TERMINAL and is_pty_master(source.fd) and sink.kind is not Kind.TERMINAL
-
-
-def _gather(source: Source, buffer: memoryview) -> int:
-    """Read until nothing is at hand or the buffer is full. An end met on the way will be met again: EIO stays."""
-    count = source.read_into(buffer)
-    while 0 < count < len(buffer):
-        try:
-            more = source.read_into(buffer[count:])
-        except OSError:  # nothing at hand, or an error that the next read will meet again
-            break
-        if more == 0:
-            break
-        count += more
-    return count
 
 
 def _scratch() -> memoryview:
