@@ -31,7 +31,14 @@ MODULES = ("virtio_pci", "virtio_blk", "overlay")
 DISK_SIZE = "2G"  # sparse
 MEMORY = "2G"
 LIMIT = 1800.0  # seconds
-TESTS = ("test_cgroup_v2", "test_run_limits", "test_run_security", "test_api_container", "test_nothing_left")
+TESTS = (
+    "test_cgroup_v2",
+    "test_run_limits",
+    "test_run_security",
+    "test_api_container",
+    "test_api_exec",
+    "test_nothing_left",
+)
 SELECTION = "not trio and not random_moments and not SIGHUP and not SIGINT"
 """What depends on the version of cgroups, without what repeats it: emulation is ten times slower."""
 

@@ -1,4 +1,4 @@
-"""What tests of the library share: engines on the tests' store, and what is left of one container."""
+"""What tests of the library share: engines on the tests' store, lines of a process, what is left of a container."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from pathlib import Path
 import crungo
 from tests.support.command import Crungo
 
-__all__ = ["engine", "remains"]
+__all__ = ["engine", "line", "remains"]
 
 
 def engine(command: Crungo, **options: object) -> crungo.Engine:
     """An engine on the store of a command line; ``options`` are further ones of its own."""
     return crungo.Engine(root=command.root, run=command.run, **options)  # type: ignore[arg-type]
+
+
+async def line(process: crungo.Process) -> bytes:
+    """The next line of a process's standard output, read byte by byte so that nothing else is taken."""
+    assert process.stdout is not None
+    text = b""
+    while not text.endswith(b"\n"):
+        text += await process.stdout.receive(1)
+    return text[:-1]
 
 
 def remains(command: Crungo, identifier: str) -> list[str]:
