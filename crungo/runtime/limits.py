@@ -21,8 +21,8 @@ __all__ = ["changed_resources", "resources", "rlimits", "sysctls"]
 
 _CPU_PERIOD = 100_000  # microseconds; docker's
 _UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
-_LEAST_FILES = 32
-"""libcrun sets the limit first, and then makes the container: a cgroup, mounts, namespaces. The layers come on top."""
+_LEAST_FILES = 16
+"""The container's process opens some more after it has set its limits (``native/crun.c``): its root, a terminal."""
 
 # Kernel parameters that belong to a namespace of the container; all others are the host's.
 _IPC_SYSCTLS = frozenset(
@@ -112,8 +112,8 @@ def _device_rules(config: ContainerConfig, devices: Sequence[DeviceNode]) -> lis
     return rules
 
 
-def rlimits(config: ContainerConfig, host: HostFacts, *, layers: int = 0) -> list[dict[str, Any]]:
-    """The ``process.rlimits`` list, of what was asked for; ``layers`` are open while the container is made.
+def rlimits(config: ContainerConfig, host: HostFacts) -> list[dict[str, Any]]:
+    """The ``process.rlimits`` list, of what was asked for.
 
     Raises:
         UsageError: a soft limit is above its hard limit, or too low for a container to start.
@@ -121,21 +121,21 @@ def rlimits(config: ContainerConfig, host: HostFacts, *, layers: int = 0) -> lis
     """
     chosen = {ulimit.name: ulimit for ulimit in config.ulimits}
     for ulimit in chosen.values():
-        _check_rlimit(ulimit, host, layers)
+        _check_rlimit(ulimit, host)
     return [
         {"type": f"RLIMIT_{name.upper()}", "soft": _unsigned(ulimit.soft), "hard": _unsigned(ulimit.hard)}
         for name, ulimit in chosen.items()
     ]
 
 
-def _check_rlimit(ulimit: Ulimit, host: HostFacts, layers: int) -> None:
+def _check_rlimit(ulimit: Ulimit, host: HostFacts) -> None:
     wanted = _unsigned(ulimit.hard)
     what = f"--ulimit {ulimit.name}={ulimit.soft}:{ulimit.hard}"
     if _unsigned(ulimit.soft) > wanted:
         raise UsageError(f"{what}: the soft limit is above the hard limit")
     if ulimit.name == "nofile":
-        if _unsigned(ulimit.soft) < (least := _LEAST_FILES + layers):
-            raise UsageError(f"{what}: too few to start a container with; the least is {least}")
+        if _unsigned(ulimit.soft) < _LEAST_FILES:
+            raise UsageError(f"{what}: too few to start a container with; the least is {_LEAST_FILES}")
         if wanted > host.nr_open:
             raise HostError(f"{what}: the kernel's ceiling is {host.nr_open} (fs.nr_open)")
     if "SYS_RESOURCE" in host.capabilities or ulimit.name not in host.rlimits:

@@ -89,7 +89,7 @@ def build_spec(
         "annotations": {"io.container.manager": "crungo"},
         "linux": _linux(config, place, host),
     }
-    if limits := rlimits(config, host, layers=0 if image is None else len(image.diff_ids)):
+    if limits := rlimits(config, host):
         spec["process"]["rlimits"] = limits
     if config.tty and config.size is not None:
         spec["process"]["consoleSize"] = {"width": config.size[0], "height": config.size[1]}

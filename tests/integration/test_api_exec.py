@@ -78,6 +78,17 @@ async def test_a_further_process_of_a_paused_container_ends(crungo: Crungo, busy
         assert await line(container) == b"2"
 
 
+async def test_the_containers_limits_hold_for_it_alone(crungo: Crungo, busybox_reference: str) -> None:
+    """And not for what starts it."""
+    async with (
+        engine(crungo) as api,
+        api.container(busybox_reference, ["sleep", "1000"], ulimits=["fsize=0", "nofile=16"]) as container,
+    ):
+        for tty in (False, True):
+            done = await container.run(["sh", "-c", "ulimit -f; ulimit -n"], tty=tty)
+            assert (done.stdout or b"").split() == [b"0", b"16"]
+
+
 STOP_OTHERS = """
 while :; do
   for process in /proc/[0-9]*; do

@@ -178,12 +178,9 @@ def test_rlimits_are_only_what_was_asked_for_and_possible() -> None:
         spec(ulimits=above)
     able = replace(HOST, capabilities=HOST.capabilities | {"SYS_RESOURCE"})
     assert spec(ulimits=above, host=able)["process"]["rlimits"][0]["hard"] == 4097
-    with pytest.raises(UsageError, match="too few to start a container with; the least is 32"):
-        spec(ulimits=(Ulimit(name="nofile", soft=31, hard=4096),))
-    layered = replace(IMAGE, diff_ids=("sha256:" + "0" * 64,) * 60)
-    with pytest.raises(UsageError, match="the least is 92"):
-        spec(ulimits=(Ulimit(name="nofile", soft=91, hard=4096),), image=layered)
-    spec(ulimits=(Ulimit(name="nofile", soft=92, hard=4096),), image=layered)
+    with pytest.raises(UsageError, match="too few to start a container with; the least is 16"):
+        spec(ulimits=(Ulimit(name="nofile", soft=15, hard=4096),))
+    spec(ulimits=(Ulimit(name="nofile", soft=16, hard=4096),))
     with pytest.raises(HostError, match="nr_open"):
         spec(ulimits=(Ulimit(name="nofile", soft=-1, hard=-1),), host=able)
 

@@ -5,6 +5,8 @@
 #include "rootfs.h"
 #include "users.h"
 
+#include <libcrun/linux.h>
+
 #include <errno.h>
 #include <fcntl.h>
 #include <seccomp.h>
@@ -125,6 +127,24 @@ __wrap_move_process_to_cgroup (pid_t pid, const char *subsystem, const char *pat
   return subsystem == NULL ? __real_move_process_to_cgroup (pid, subsystem, path, err) : 0;
 }
 
+/* libcrun would set the limits of the process on itself, before it makes a container: a file of its own records could then be
+   too large, or one descriptor too many. So they are taken from it, and set by the process itself: in that same call, for an
+   init too, where all is mounted, and root may still raise them.  */
+static runtime_spec_schema_config_schema_process_rlimits_element **limits;
+static size_t n_limits;
+
+void
+crungo_keep_limits (libcrun_container_t *container)
+{
+  runtime_spec_schema_config_schema_process *process = container->container_def->process;
+
+  if (process == NULL)
+    return;
+  limits = process->rlimits;
+  n_limits = process->rlimits_len;
+  process->rlimits_len = 0;
+}
+
 int __real_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *process, bool now, libcrun_error_t *err);
 int __wrap_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *process, bool now, libcrun_error_t *err);
 
@@ -133,6 +153,8 @@ __wrap_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *pro
 {
   if (crungo_enter_cgroups () < 0)
     return crun_make_error (err, errno, "enter cgroup");
+  if (! now && libcrun_set_rlimits (limits, n_limits, err) < 0)
+    return -1;
   return __real_libcrun_set_selinux_label (process, now, err);
 }
 

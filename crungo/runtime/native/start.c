@@ -69,6 +69,8 @@ load (const struct crungo_start *start, struct crungo_failure *why)
 
   if (container == NULL)
     fail_libcrun (why, "load", &err);
+  else
+    crungo_keep_limits (container);
   return container;
 }
 
