@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from crungo.config import ContainerConfig
+    from crungo.errors import ContainerError, LibcrunError
     from crungo.image.leases import Lease
     from crungo.image.store import Image
     from crungo.paths import Roots
@@ -107,12 +108,20 @@ class Creation:
             raise
         self.heard: list[tuple[dict[str, Any], list[int]]] = []
 
-    def hint(self) -> str | None:
-        """What libcrun's own words for a refusal do not tell: which mounts nobody has asked for by name."""
-        if not self.config.read_only or self.image is None or not self.image.config.volumes:
-            return None
-        volumes = ", ".join(self.image.config.volumes)
-        return f"a read-only root keeps the image's volumes writable ({volumes}), if they are directories of its own"
+    def explain(self, error: LibcrunError) -> ContainerError | None:
+        """The error to raise in place of libcrun's refusal, where it can be told what is wrong with what was asked for.
+
+        Else the refusal gets a hint where there are mounts that nobody has asked for by name.
+        """
+        from crungo.runtime.refusals import explain
+
+        found = explain(error, self.config, identifier=self.identifier)
+        if found is None and self.config.read_only and self.image is not None and self.image.config.volumes:
+            volumes = ", ".join(self.image.config.volumes)
+            error.hint = (
+                f"a read-only root keeps the image's volumes writable ({volumes}), if they are directories of its own"
+            )
+        return found
 
     def event(self, name: str) -> dict[str, Any] | None:
         """The event of this name, where it was heard."""

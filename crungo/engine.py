@@ -357,7 +357,8 @@ class Engine:
         try:
             await container._launch(creation.request, until="created" if created else "started")
         except LibcrunError as error:
-            error.hint = creation.hint()
+            if (better := creation.explain(error)) is not None:
+                raise better from error
             raise
         return container
 

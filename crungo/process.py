@@ -282,8 +282,12 @@ class Process:
             return
         if failed["kind"] != "exec":
             raise error_from(failed)
-        # ENOENT and ENOTDIR: there is no such file; anything else: there is, and it cannot be executed.
+        from crungo.runtime.refusals import wrong_directory
+
         number = failed["errno"]
+        if (wrong := wrong_directory(failed["message"], number)) is not None:
+            raise wrong
+        # ENOENT and ENOTDIR: there is no such file; anything else: there is, and it cannot be executed.
         if number in (2, 20):
             where = "no such file or directory" if "/" in self._command else "executable file not found in $PATH"
             raise CommandNotFound(f'exec "{self._command}": {where}')

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from crungo.errors import CommandNotFound
+from crungo.errors import CommandNotFound, ContainerError
 from tests.support.api import engine, line, remains
 from tests.support.command import Crungo
 
@@ -51,6 +51,8 @@ async def test_exec_ends_with_its_block_and_takes_only_its_own(crungo: Crungo, b
         assert container.returncode is None
         with pytest.raises(CommandNotFound):
             await container.run(["nothing-like-it"])
+        with pytest.raises(ContainerError, match='working directory "/nowhere": No such file'):
+            await container.run(["true"], workdir="/nowhere")
 
 
 async def test_a_further_process_of_a_paused_container_ends(crungo: Crungo, busybox_reference: str) -> None:

@@ -67,6 +67,8 @@ async def test_exit_codes_and_failures_are_those_of_a_run(crungo: Crungo, busybo
             await pool.run(["nope"])
         with pytest.raises(CommandNotFound, match='exec "/nope": no such file or directory'):
             await pool.run(["/nope"])
+        with pytest.raises(ContainerError, match='working directory "/nope": No such file or directory'):
+            await pool.run(["true"], workdir="/nope")
         with pytest.raises(CommandNotExecutable, match='exec "/etc/passwd": permission denied'):
             await pool.run(["/etc/passwd"])
         with pytest.raises(UsageError, match="null character"):

@@ -14,7 +14,7 @@ from crungo.image.imageconfig import ImageConfig
 from crungo.records import replace
 from crungo.runtime.host import HostFacts
 from crungo.runtime.spec import build_exec
-from tests.support.spec import HOST, IMAGE, environment, mount_on, namespaces, spec
+from tests.support.spec import HOST, environment, mount_on, namespaces, spec
 
 
 def test_defaults() -> None:

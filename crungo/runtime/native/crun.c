@@ -322,6 +322,7 @@ run_command (void)
   char *directory = next_string (&at, end);
   size_t n = count == NULL ? 0 : strtoul (count, NULL, 10);
   char *home = getenv ("HOME"); /* from the container's passwd */
+  char said[sizeof (((struct crungo_failure *) 0)->message)];
   char **argv;
   char *variable;
 
@@ -340,7 +341,11 @@ run_command (void)
   while ((variable = next_string (&at, end)) != NULL)
     putenv (variable);
   if (chdir (directory) < 0)
-    fail (errno);
+    {
+      snprintf (said, sizeof (said), "chdir to `%s`", directory); /* libcrun's words (refusals.py) */
+      crungo_report_exec (CRUNGO_STATUS_FD, errno, said);
+      _exit (126);
+    }
   exec_in_path (argv);
 }
 
