@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from crungo.config import ContainerConfig
-    from crungo.errors import ContainerError, LibcrunError
+    from crungo.errors import CrungoError, LibcrunError
     from crungo.image.leases import Lease
     from crungo.image.store import Image
     from crungo.paths import Roots
@@ -108,7 +108,7 @@ class Creation:
             raise
         self.heard: list[tuple[dict[str, Any], list[int]]] = []
 
-    def explain(self, error: LibcrunError) -> ContainerError | None:
+    def explain(self, error: LibcrunError) -> CrungoError | None:
         """The error to raise in place of libcrun's refusal, where it can be told what is wrong with what was asked for.
 
         Else the refusal gets a hint where there are mounts that nobody has asked for by name.

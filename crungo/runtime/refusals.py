@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 
-from crungo.errors import ContainerError
+from crungo.errors import ContainerError, HostError
 from crungo.parsing.values import quote
 
 TYPE_CHECKING = False
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from crungo.config import ContainerConfig, Mount
-    from crungo.errors import LibcrunError
+    from crungo.errors import CrungoError, LibcrunError
 
 __all__ = ["explain", "wrong_directory"]
 
@@ -26,7 +27,7 @@ _SYSCTLS = "/proc/sys/"
 _KERNELS = ("/proc", "/sys")  # file systems in which nothing can be made
 
 
-def explain(error: LibcrunError, config: ContainerConfig, *, identifier: str) -> ContainerError | None:
+def explain(error: LibcrunError, config: ContainerConfig, *, identifier: str) -> CrungoError | None:
     """The error to raise in place of a refusal to make the container of ``config``, in the user's own terms; None
     where it is about nothing that was asked for.
 
@@ -34,6 +35,12 @@ def explain(error: LibcrunError, config: ContainerConfig, *, identifier: str) ->
     """
     if error.errno == 0:
         return None
+    if error.errno == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return HostError(
+            f"create container: it takes more open files than the hard limit of this process: {limit}",
+            hint="raise the limit: ulimit -Hn, or LimitNOFILE= of its service",
+        )
     named = _named(error.reason, identifier)
     for name, value in config.sysctls.items():
         if _SYSCTLS + name.replace(".", "/") in named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,6 +170,26 @@ def test_the_lowest_limit_of_open_files(crungo: Crungo, push_image: PushImage, t
     assert crungo("run", "--ulimit", "nofile=16", *rest, check=0).stdout == "16\r\n"
     refused = crungo("run", "--ulimit", "nofile=15", *rest, check=125).stderr
     assert "too few to start a container with; the least is 16\n" in refused
+
+
+def with_open_files(crungo: Crungo, soft: int, hard: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["prlimit", f"--nofile={soft}:{hard}", *crungo.argv(*arguments)]
+    return subprocess.run(command, env=crungo.environ(), capture_output=True, text=True, check=False)
+
+
+def test_the_callers_limit_of_open_files_is_the_containers(crungo: Crungo, push_image: PushImage) -> None:
+    """It does not hold for the making: to mount the root takes an open file for each layer. The hard limit does."""
+    reference = push_image("many-layers", *(Layer().file(f"of/{number}") for number in range(60)))
+    crungo("pull", reference, check=0)
+    done = with_open_files(crungo, 40, 4096, "run", reference, "sh", "-c", "ulimit -n; ulimit -Hn")
+    assert (done.stdout, done.stderr) == ("40\n4096\n", "")
+    done = with_open_files(crungo, 40, 60, "run", reference, "true")
+    assert (done.returncode, done.stderr) == (
+        125,
+        "crungo: mount the container's root: Too many open files\n"
+        "hint: it takes an open file for each layer of the image: raise the limit (ulimit -Hn, or LimitNOFILE= of a"
+        " service)\n",
+    )
 
 
 def test_limits_beyond_the_callers(crungo: Crungo, busybox_reference: str) -> None:

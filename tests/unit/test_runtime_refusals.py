@@ -71,7 +71,12 @@ def test_other_requests() -> None:
     )
 
 
-@given(st.text(), st.integers(0, 200))
+def test_too_few_open_files() -> None:
+    config = ContainerConfig(image="x", mounts=(bind("/", "/sys/x"),))
+    assert "open files" in (told(config, errno.EMFILE, "openat2 `sys/x`: Too many open files") or "")
+
+
+@given(st.text(), st.integers(0, 200).filter(lambda number: number != errno.EMFILE))
 def test_what_is_about_nothing_that_was_asked_for_stays(reason: str, number: int) -> None:
     config = ContainerConfig(image="x", mounts=(bind("/", "/mounted/here"),))
     if "mounted" not in reason and "chdir" not in reason:

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 /* libcrun builds a filter that tries one system call after another. As a binary tree it answers in a tenth of the time:
@@ -130,19 +131,32 @@ __wrap_move_process_to_cgroup (pid_t pid, const char *subsystem, const char *pat
 /* libcrun would set the limits of the process on itself, before it makes a container: a file of its own records could then be
    too large, or one descriptor too many. So they are taken from it, and set by the process itself: in that same call, for an
    init too, where all is mounted, and root may still raise them.  */
-static runtime_spec_schema_config_schema_process_rlimits_element **limits;
-static size_t n_limits;
+static struct
+{
+  runtime_spec_schema_config_schema_process_rlimits_element **asked;
+  size_t n_asked;
+  struct rlimit nofile;
+} limits;
 
 void
-crungo_keep_limits (libcrun_container_t *container)
+crungo_keep_limits (libcrun_container_t *container, const uint64_t nofile[2])
 {
   runtime_spec_schema_config_schema_process *process = container->container_def->process;
 
+  limits.nofile = (struct rlimit){ .rlim_cur = nofile[0], .rlim_max = nofile[1] };
   if (process == NULL)
     return;
-  limits = process->rlimits;
-  n_limits = process->rlimits_len;
+  limits.asked = process->rlimits;
+  limits.n_asked = process->rlimits_len;
   process->rlimits_len = 0;
+}
+
+static int
+set_limits (libcrun_error_t *err)
+{
+  if (setrlimit (RLIMIT_NOFILE, &limits.nofile) < 0)
+    return crun_make_error (err, errno, "setrlimit");
+  return libcrun_set_rlimits (limits.asked, limits.n_asked, err);
 }
 
 int __real_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *process, bool now, libcrun_error_t *err);
@@ -153,7 +167,7 @@ __wrap_libcrun_set_selinux_label (runtime_spec_schema_config_schema_process *pro
 {
   if (crungo_enter_cgroups () < 0)
     return crun_make_error (err, errno, "enter cgroup");
-  if (! now && libcrun_set_rlimits (limits, n_limits, err) < 0)
+  if (! now && set_limits (err) < 0)
     return -1;
   return __real_libcrun_set_selinux_label (process, now, err);
 }

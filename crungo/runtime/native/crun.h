@@ -27,8 +27,9 @@ void crungo_before_mounts (void (*work) (const void *order, libcrun_container_t 
    has no process.  */
 int crungo_set_user (libcrun_container_t *container, uint32_t uid, uint32_t gid, const uint32_t *groups, size_t n);
 
-/* Have CONTAINER's process set its limits itself, when all else is done, instead of libcrun before it begins.  */
-void crungo_keep_limits (libcrun_container_t *container);
+/* Have CONTAINER's process set its limits itself, when all else is done, instead of libcrun before it begins. NOFILE is that of
+   open files, soft and hard, where it asks for none.  */
+void crungo_keep_limits (libcrun_container_t *container, const uint64_t nofile[2]);
 
 /* Start the process of CONTAINER's specification, which is otherwise empty, in the running container ID, in its cgroup or, with
    CGROUP, one below that.  */

@@ -117,13 +117,37 @@ mount_overlay (const char *const *layers, size_t n_layers, const char *directory
   return status;
 }
 
+/* What to do about it.  */
+static const char *
+hint_for (int number)
+{
+  switch (number)
+    {
+    case E2BIG:
+      return "the image has more layers than a mount can name: build it with fewer";
+    case EMFILE:
+      return "it takes an open file for each layer of the image: raise the limit (ulimit -Hn, or LimitNOFILE= of a service)";
+    case ENFILE:
+      return "the host has as many files open as it may: sysctl fs.file-max";
+    case ENODEV:
+      return "the kernel has no overlay file system: load its module (modprobe overlay)";
+    case ENOSPC:
+    case EDQUOT:
+      return "the store is full: `crungo system prune` removes what nothing uses";
+    case EINVAL:
+    case EOPNOTSUPP:
+      return "the store must be on a file system that can hold an overlay's upper directory (ext4, xfs, tmpfs)";
+    default:
+      return "";
+    }
+}
+
 int
 crungo_mount_overlay (const char *const *layers, size_t n_layers, const char *directory, struct crungo_failure *why)
 {
   if (mount_overlay (layers, n_layers, directory) == 0)
     return 0;
-  snprintf (why->hint, sizeof (why->hint),
-            "the store must be on a file system that can hold an overlay's upper directory (ext4, xfs, tmpfs)");
+  snprintf (why->hint, sizeof (why->hint), "%s", hint_for (errno));
   return crungo_fail (why, CRUNGO_FAILURE_HOST, "mount the container's root: %s", strerror (errno));
 }
 

@@ -17,7 +17,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -70,7 +69,7 @@ load (const struct crungo_start *start, struct crungo_failure *why)
   if (container == NULL)
     fail_libcrun (why, "load", &err);
   else
-    crungo_keep_limits (container);
+    crungo_keep_limits (container, start->nofile);
   return container;
 }
 
@@ -342,7 +341,6 @@ arrange (const int *fds, size_t n_fds, struct crungo_failure *why)
 void
 crungo_run_start (const struct crungo_start *start, const int *fds, size_t n_fds, pid_t parent, const char *state_root)
 {
-  const struct rlimit nofile = { .rlim_cur = start->nofile[0], .rlim_max = start->nofile[1] };
   libcrun_context_t context = context_of (start, state_root);
   struct crungo_failure why = {};
   bool further = start->init > 0;
@@ -360,7 +358,7 @@ crungo_run_start (const struct crungo_start *start, const int *fds, size_t n_fds
       crungo_log_to (start->debug ? LOG_FD : -1, further ? CRUNGO_STATUS_FD : -1);
       libcrun_set_verbosity (start->debug ? LIBCRUN_VERBOSITY_DEBUG : LIBCRUN_VERBOSITY_WARNING);
       if (prctl (PR_SET_CHILD_SUBREAPER, 1) < 0 /* a short process may have ended before it is reported */
-          || setrlimit (RLIMIT_NOFILE, &nofile) < 0 || chdir (start->directory) < 0)
+          || chdir (start->directory) < 0)
         status = crungo_fail_errno (&why, start->directory);
       else
         status = further ? start_execution (start, &context, &why) : start_container (start, &context, &why);
