@@ -9,7 +9,7 @@ Invariant: an answer is either handed to ``use``, which owns it from then on unl
 from __future__ import annotations
 
 import ssl
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from crungo.errors import AuthenticationError, DigestMismatch, RegistryError
@@ -19,7 +19,7 @@ from crungo.registry.retry import Backoff, chain, is_transient
 from crungo.registry.wire import Outgoing, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from crungo.registry.answer import Answer
     from crungo.registry.challenges import Challenge
@@ -112,13 +112,15 @@ class Session:
         header = await self._tokens.current(endpoint, ask.what)
         answer = await self._send(endpoint, ask, header)
         try:
-            if answer.status == 401 and not answer.foreign:
-                from crungo.registry.challenges import parse_challenges
-
-                challenges = parse_challenges(answer.headers.lines("www-authenticate"))
-                if challenges:
+            if challenges := _challenges(answer):
+                await answer.aclose()
+                with self._hinting(endpoint, ask):
+                    header = await self._tokens.renew(endpoint, challenges, rejected=header, what=ask.what)
+                answer = await self._send(endpoint, ask, header)
+                if self._tokens.is_shared(endpoint, header) and (challenges := _challenges(answer)):
                     await answer.aclose()
-                    header = await self._renewed(endpoint, ask, challenges, header)
+                    with self._hinting(endpoint, ask):
+                        header = await self._tokens.unshared(endpoint, challenges, ask.what)
                     answer = await self._send(endpoint, ask, header)
             if answer.status not in ask.accept:
                 raise await self._refusal(endpoint, ask, answer)
@@ -127,9 +129,10 @@ class Session:
             await answer.aclose()
             raise
 
-    async def _renewed(self, endpoint: Endpoint, ask: Ask, challenges: Sequence[Challenge], header: str | None) -> str:
+    @contextmanager
+    def _hinting(self, endpoint: Endpoint, ask: Ask) -> Iterator[None]:
         try:
-            return await self._tokens.renew(endpoint, challenges, rejected=header, what=ask.what)
+            yield
         except AuthenticationError as error:
             error.hint = ask.hint or self._tokens.note(endpoint) or error.hint
             raise
@@ -170,6 +173,15 @@ class Session:
 
     def _is_poor(self, endpoint: Endpoint) -> bool:
         return endpoint.base_url in self._silent or (endpoint.base_url, endpoint.repository) in self._unhelpful
+
+
+def _challenges(answer: Answer) -> list[Challenge]:
+    """What the registry itself wants to know; nothing where it has accepted or refused, or another host does."""
+    if answer.status != 401 or answer.foreign:
+        return []
+    from crungo.registry.challenges import parse_challenges
+
+    return parse_challenges(answer.headers.lines("www-authenticate"))
 
 
 Failures: TypeAlias = "Mapping[Endpoint, RegistryError | DigestMismatch]"

@@ -1,7 +1,7 @@
 """The authorizations of one registry client: obtained when a registry asks, kept, and renewed before they expire.
 
-Invariant: for each endpoint and repository one renewal runs at a time, however many requests wait for it, and an
-authorization is only ever sent to the endpoint that it was obtained for.
+Invariant: for each endpoint and repository one renewal runs at a time, however many requests wait for it and share what
+it brings, and an authorization is only ever sent to the endpoint that it was obtained for.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Tokens:
         self._find = find
         self._offline = offline
         self._held: dict[tuple[str, str], _Held] = {}
+        self._takers: dict[tuple[str, str], int] = {}  # requests that were given what is held
         self._locks: defaultdict[tuple[str, str], anyio.Lock] = defaultdict(anyio.Lock)
         self._notes: dict[str, str] = {}
 
@@ -63,7 +64,7 @@ class Tokens:
         if held is None:
             return None
         if held.expires is None or time.monotonic() < held.expires:
-            return held.authorization.header
+            return self._hand_out(endpoint)
         return await self.renew(endpoint, held.challenges, rejected=held.authorization.header, what=what)
 
     async def renew(
@@ -75,30 +76,48 @@ class Tokens:
             AuthenticationError: credentials are missing or refused.
             RegistryError: the token server could not be reached, or failed.
         """
-        from crungo.registry.auth import authorize, pull_scope  # only where a registry asks for it
-
         key = _key(endpoint)
         async with self._locks[key]:
             held = self._held.get(key)
-            if held is not None and held.authorization.header != rejected:
-                return held.authorization.header  # somebody renewed it while we waited
-            flow = authorize(
-                challenges,
-                what=what,
-                registry=endpoint.registry,
-                credential=await self._credential(endpoint),
-                scopes=[pull_scope(endpoint.repository)] if endpoint.repository else [],
-                plain_http=endpoint.base_url.startswith("http:"),
-                insecure=endpoint.insecure,
-                offline=self._offline,
-            )
-            asked = time.monotonic()
-            authorization = await self._converse(flow, endpoint, what)
-            expires = None
-            if authorization.lifetime is not None:
-                expires = asked + authorization.lifetime - min(_MARGIN, authorization.lifetime / 10)
-            self._held[key] = _Held(authorization=authorization, challenges=tuple(challenges), expires=expires)
-            return authorization.header
+            if held is None or held.authorization.header == rejected:  # else somebody renewed it while we waited
+                asked = time.monotonic()
+                authorization = await self._authorize(endpoint, challenges, what)
+                expires = None
+                if authorization.lifetime is not None:
+                    expires = asked + authorization.lifetime - min(_MARGIN, authorization.lifetime / 10)
+                self._held[key] = _Held(authorization=authorization, challenges=tuple(challenges), expires=expires)
+                self._takers[key] = 0
+            return self._hand_out(endpoint)
+
+    def is_shared(self, endpoint: Endpoint, header: str) -> bool:
+        """Whether other requests were given this token too, and may have used it up: some are good for one alone."""
+        held = self._held.get(_key(endpoint))
+        alone = held is not None and held.authorization.header == header and self._takers[_key(endpoint)] == 1
+        return header.startswith("Bearer ") and not alone
+
+    async def unshared(self, endpoint: Endpoint, challenges: Sequence[Challenge], what: str) -> str:
+        """A header for one request, which no other is given. Raises what :meth:`renew` does."""
+        return (await self._authorize(endpoint, challenges, what)).header
+
+    def _hand_out(self, endpoint: Endpoint) -> str:
+        key = _key(endpoint)
+        self._takers[key] += 1
+        return self._held[key].authorization.header
+
+    async def _authorize(self, endpoint: Endpoint, challenges: Sequence[Challenge], what: str) -> Authorization:
+        from crungo.registry.auth import authorize, pull_scope  # only where a registry asks for it
+
+        flow = authorize(
+            challenges,
+            what=what,
+            registry=endpoint.registry,
+            credential=await self._credential(endpoint),
+            scopes=[pull_scope(endpoint.repository)] if endpoint.repository else [],
+            plain_http=endpoint.base_url.startswith("http:"),
+            insecure=endpoint.insecure,
+            offline=self._offline,
+        )
+        return await self._converse(flow, endpoint, what)
 
     async def _credential(self, endpoint: Endpoint) -> Credential | None:
         try:

@@ -256,6 +256,17 @@ class TestTokens:
                 digest: len(source.blobs[digest]) for digest in layers_of(source)
             }
 
+    async def test_tokens_that_are_good_for_one_request(
+        self, tmp_path: Path, registry: Registry, source: Source, pulls: Pulls
+    ) -> None:
+        """Of requests that are refused at once, all but one find the next token used up."""
+        with TokenServer(uses=1) as tokens, FaultProxy(registry.address, tokens=tokens) as proxy:
+            image = await pulls(f"{proxy.address}/x", make_store(tmp_path / "store"))
+            assert image.digest == source.digest
+            answered = len(source.blobs) + 1
+            assert tokens.issued >= answered
+            assert len(proxy.requests) <= 3 * answered
+
     async def test_a_token_that_expires_between_the_halves_of_a_blob(
         self, tmp_path: Path, registry: Registry, source: Source, pulls: Pulls
     ) -> None:

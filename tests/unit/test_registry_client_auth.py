@@ -90,6 +90,34 @@ async def test_a_token_is_renewed_before_it_expires(monkeypatch: pytest.MonkeyPa
         assert server.paths[-2].startswith("/token"), "renewed without being refused first"
 
 
+async def test_a_registry_that_takes_no_token_is_asked_three_times_at_most() -> None:
+    tokens: list[str] = []
+    handing_out = token_registry(tokens)
+
+    def handler(asked: Asked) -> Reply | None:
+        reply = handing_out(asked)
+        if asked.target.startswith("/token"):
+            tokens.append("another")
+        return reply
+
+    refused = 0
+
+    async def fetch() -> None:
+        nonlocal refused
+        with pytest.raises(AuthenticationError, match="answered 401"):
+            await registry.get_manifest(ref(server))
+        refused += 1
+
+    async with serving(handler) as server, client() as registry:
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(fetch)
+        assert refused == 8
+        asked = [path.partition("?")[0] for path in server.paths]
+        assert asked.count("/v2/a/b/manifests/1") <= 3 * 8
+        assert asked.count("/token") <= 2 * 8
+
+
 async def test_wrong_credentials_are_told() -> None:
     wrong = Known(**{"127_0_0_1": Credential(username="me", password="no")})
     async with serving(token_registry([])) as server, client(credentials=wrong) as registry:
