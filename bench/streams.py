@@ -70,16 +70,20 @@ def _write(file: IO[bytes], size: int) -> None:
 
 
 def _read(fd: int) -> tuple[int, float]:
-    """Read to the end; the number of bytes, and the seconds from the first of them on."""
+    """Read to the end; the number of bytes, and the seconds from the first of them to the last.
+
+    The end itself comes later: when whoever holds the other side has cleaned up after the command.
+    """
     buffer = bytearray(PIECE)
-    received, begun = 0, 0.0
+    received, begun, last = 0, 0.0, 0.0
     while True:
         try:
             count = os.readv(fd, [buffer])
         except OSError:  # a terminal whose other side is closed
             count = 0
         if not count:
-            return received, time.monotonic() - begun
+            return received, last - begun
+        last = time.monotonic()
         if not received:
-            begun = time.monotonic()
+            begun = last
         received += count
