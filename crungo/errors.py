@@ -28,6 +28,9 @@ This module is a leaf: it imports nothing of crungo, so that every other module 
 
 Each carries a message of one line, in the form ``<what failed>: <why>``, and may carry a hint: what
 the reader can do about it. Only the command line prints them and turns them into exit codes.
+
+Invariant: neither steers a terminal, whatever an image, a registry or a container has put into it, and whoever prints
+it: a log, a traceback, an event loop that found the error in a task that nobody waited for.
 """
 
 from __future__ import annotations
@@ -56,7 +59,15 @@ __all__ = [
     "SpawnerDied",
     "StoreError",
     "UsageError",
+    "printable",
 ]
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Everything that cannot be printed is escaped, line ends too unless they are to be kept."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class CrungoError(Exception):
@@ -69,9 +80,9 @@ class CrungoError(Exception):
     exit_code = 125
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = None if hint is None else printable(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message

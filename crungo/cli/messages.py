@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from crungo.cli.plain import printable
-from crungo.errors import CrungoError, UsageError
+from crungo.errors import CrungoError, UsageError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

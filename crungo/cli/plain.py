@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import codecs
 
-__all__ = ["PlainText", "printable"]
+from crungo.errors import printable
 
-
-def printable(text: str, *, keep: str = "") -> str:
-    """Everything that cannot be printed is escaped, line ends too unless they are to be kept."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+__all__ = ["PlainText"]
 
 
 class PlainText:
-    """The same for the lines of a stream, however it was cut into chunks."""
+    """A stream as it may be shown, line by line, however it was cut into chunks."""
 
     __slots__ = ("_decoder",)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from crungo.errors import UsageError
+from crungo.errors import UsageError, printable
 
 __all__ = [
     "bad_value",
@@ -45,9 +45,7 @@ _FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 def quote(text: str) -> str:
     """``text`` in double quotes, on one line and of bounded length, fit for an error message."""
     shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-    if not shown.isprintable():
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
-    return f'"{shown}"'
+    return f'"{printable(shown)}"'
 
 
 def words(text: str) -> tuple[str, ...]:

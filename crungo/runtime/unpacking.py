@@ -96,7 +96,7 @@ def _error(message: dict[str, int | str]) -> CrungoError:
     """What an ``error`` event of the child, or an ``ended`` of the spawner, means."""
     if message.get("event") == "ended":
         return _ended(int(message["code"]))
-    text = "".join(c if c.isprintable() else "?" for c in str(message.get("message")))
+    text = str(message.get("message"))
     return StoreError(f"unpack: {text}") if message.get("errno") else LayerError(text)
 
 

@@ -10,21 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crungo.cli import run
-from crungo.cli.plain import PlainText, printable
+from crungo.cli.plain import PlainText
 from crungo.io.fds import pipe
-
-
-@given(st.text())
-def test_text_is_printable_afterwards(text: str) -> None:
-    assert printable(text).isprintable()
-    kept = printable(text, keep="\n")
-    assert kept.count("\n") == text.count("\n")
-    assert kept.replace("\n", "").isprintable()
-
-
-def test_what_can_be_printed_stays() -> None:
-    assert printable("größer, 大きい, \\x1b") == "größer, 大きい, \\x1b"
-    assert printable("a\x1b[2J\r\nb") == "a\\x1b[2J\\r\\nb"
 
 
 @given(st.binary() | st.text().map(str.encode), st.lists(st.integers(0, 40)))
