@@ -72,7 +72,7 @@ def _add(app: typer.Typer, word: str, name: str) -> None:
     """Give the application, or a group of it, the verb that is called ``name`` in the table."""
     module = load(name)
     verb = module.VERB
-    settings = {"allow_interspersed_args": verb.interspersed, "help_option_names": ["--help"]}
+    settings = {"allow_interspersed_args": verb.interspersed, "help_option_names": [*verb.help_names]}
     command = _callback(verb.flags, verb.arguments, _caller(module, name))
     app.command(
         word,
@@ -106,7 +106,7 @@ def _command(verb: Verb) -> type[TyperCommand]:
 
     class Command(_Plain, TyperCommand):
         def collect_usage_pieces(self, context: Any) -> list[str]:
-            return ["[OPTIONS]", *(argument.usage for argument in verb.arguments)]
+            return [verb.usage]
 
     return Command
 

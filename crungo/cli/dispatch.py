@@ -76,13 +76,19 @@ _PULLED = "images are pulled, and made elsewhere"
 _ALONE = "each container runs on its own"
 ABSENT = {
     **dict.fromkeys(
-        split("attach container cp create exec kill logs pause ps restart rm start stats stop top unpause update wait"),
+        split(
+            "attach container cp create diff events exec kill logs pause port ps rename restart rm start stats stop "
+            "top unpause update wait"
+        ),
         _ATTENDED,
     ),
     **dict.fromkeys(split("build buildx commit export import load push save"), _PULLED),
     **dict.fromkeys(split("compose kube network pod swarm volume"), _ALONE),
+    "version": "crungo --version tells it",
 }
 """What users of docker and podman may try, and why it is not here."""
+_CLOSE = 0.65
+"""How alike two words are of which one may be meant by the other."""
 
 GLOBAL_FLAGS = (
     Flag(name="--root", metavar="DIR", help="Directory of images and containers (CRUNGO_ROOT)."),
@@ -114,7 +120,7 @@ class _State:
 def _run(words: list[str], state: _State) -> int:
     if COMPLETE_VARIABLE in os.environ or any(word in _APPLICATION_FLAGS for word in words[:1]):
         return _application(words)
-    parsed = parse(GLOBAL_FLAGS, words, interspersed=False, help_names=("--help", "-h"))
+    parsed = parse(GLOBAL_FLAGS, words, interspersed=False)
     state.debug = parsed.switch("debug")
     if parsed.switch("version"):
         print(f"crungo version {version()}")
@@ -131,7 +137,7 @@ def _run(words: list[str], state: _State) -> int:
     module = load(name)
     state.verb = name
     verb = module.VERB
-    line = parse(verb.flags, rest, interspersed=verb.interspersed, absent=verb.absent)
+    line = parse(verb.flags, rest, interspersed=verb.interspersed, help_names=verb.help_names, absent=verb.absent)
     if line.help:
         return _application([*name.split(), "--help"])
     check_arguments(verb, line.arguments, name=name)
@@ -155,12 +161,15 @@ def load(name: str) -> VerbModule:
     """
     place = VERBS.get(name)
     if place is None:
-        if name in ABSENT:
-            raise UsageError(f"{name} is not supported: {ABSENT[name]}")
+        group, _, last = name.rpartition(" ")
+        reason = ABSENT.get(last)
+        if reason is not None and (not group or (group == "image" and reason == _PULLED)):
+            raise UsageError(f"{name} is not supported: {reason}")
         from difflib import get_close_matches
 
-        found = get_close_matches(name, (*VERBS, *GROUPS), n=1)
-        raise UsageError(f"{quote(name)} is not a crungo command", hint=f"did you mean {found[0]}?" if found else None)
+        known = [verb.split()[-1] for verb in VERBS if verb.rpartition(" ")[0] == group] + [*GROUPS] * (not group)
+        close = [f"did you mean {f'{group} {word}'.strip()}?" for word in get_close_matches(last, known, 1, _CLOSE)]
+        raise UsageError(f"{quote(name)} is not a crungo command", hint=close[0] if close else None)
     module: Any = import_module(place)
     verb: VerbModule = module
     return verb
@@ -168,13 +177,13 @@ def load(name: str) -> VerbModule:
 
 def check_arguments(verb: Verb, arguments: Sequence[str], *, name: str) -> None:
     """Refuse too few arguments, or too many; ``name`` is what the verb was called by."""
-    least = sum(argument.required for argument in verb.arguments)
-    if len(arguments) < least:
-        missing = verb.arguments[len(arguments)].name
-        raise UsageError(f"missing argument {missing}: crungo {name} needs at least {least}")
-    if not any(argument.many for argument in verb.arguments) and len(arguments) > len(verb.arguments):
-        most = len(verb.arguments)
-        raise UsageError(f"too many arguments: crungo {name} takes {most or 'none'}")
+    wrong = None
+    if len(arguments) < sum(argument.required for argument in verb.arguments):
+        wrong = f"missing argument {verb.arguments[len(arguments)].name}"
+    elif len(arguments) > len(verb.arguments) and not any(argument.many for argument in verb.arguments):
+        wrong = "too many arguments"
+    if wrong is not None:
+        raise UsageError(f"{wrong}; expected crungo {name} {verb.usage}")
 
 
 def version() -> str:

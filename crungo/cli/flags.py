@@ -81,6 +81,17 @@ class Verb(Record):
     absent: Mapping[str, str] = field(default_factory=dict)
     """Flags that users know from docker and podman and that are not here, with the reason, which is told."""
 
+    @property
+    def help_names(self) -> tuple[str, ...]:
+        """The flags that ask for help: ``-h`` too, where it has no other meaning."""
+        taken = any(flag.short == "-h" for flag in self.flags)
+        return ("--help",) if taken else ("-h", "--help")
+
+    @property
+    def usage(self) -> str:
+        """What comes after the verb."""
+        return " ".join(("[OPTIONS]", *(argument.usage for argument in self.arguments)))
+
 
 class Context(Record):
     """What the global flags say."""
@@ -116,7 +127,7 @@ def parse(
     arguments: Sequence[str],
     *,
     interspersed: bool = True,
-    help_names: Sequence[str] = ("--help",),
+    help_names: Sequence[str] = ("-h", "--help"),
     absent: Mapping[str, str] | None = None,
 ) -> Parsed:
     """Read a command line; ``absent`` as in :class:`Verb`.

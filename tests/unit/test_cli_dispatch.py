@@ -32,15 +32,18 @@ def crungo(*words: str, environ: dict[str, str] | None = None) -> subprocess.Com
     [
         (["rnu"], '"rnu" is not a crungo command\nhint: did you mean run?', None),
         (["--rot", "x"], "unknown flag: --rot\nhint: did you mean --root?", None),
-        (["run"], "missing argument IMAGE: crungo run needs at least 1", "run"),
-        (["run", "-it"], "missing argument IMAGE: crungo run needs at least 1", "run"),
+        (["run"], "missing argument IMAGE; expected crungo run [OPTIONS] IMAGE [COMMAND] [ARG...]", "run"),
+        (["run", "-it"], "missing argument IMAGE; expected crungo run [OPTIONS] IMAGE [COMMAND] [ARG...]", "run"),
         (["run", "--xyzzy", "x"], "unknown flag: --xyzzy", "run"),
         (["run", "-m", "5q", "x"], None, "run"),
         (["image", "prnue"], '"image prnue" is not a crungo command\nhint: did you mean image prune?', "image"),
-        (["image", "rm"], "missing argument IMAGE: crungo image rm needs at least 1", "image rm"),
+        (["image", "rm"], "missing argument IMAGE; expected crungo image rm [OPTIONS] IMAGE [IMAGE...]", "image rm"),
+        (["image", "foo"], '"image foo" is not a crungo command', "image"),
+        (["image", "push", "x"], "image push is not supported: images are pulled, and made elsewhere", "image"),
+        (["sytem", "df"], '"sytem" is not a crungo command\nhint: did you mean system?', None),
         (["image", "ls", "-x"], "unknown shorthand flag: -x in -x", "image ls"),
-        (["tag", "x"], "missing argument TARGET: crungo tag needs at least 2", "tag"),
-        (["system", "df", "x"], "too many arguments: crungo system df takes none", "system df"),
+        (["tag", "x"], "missing argument TARGET; expected crungo tag [OPTIONS] SOURCE TARGET", "tag"),
+        (["system", "df", "x"], "too many arguments; expected crungo system df [OPTIONS]", "system df"),
         (["images", "--format", "{{.Nope}}"], 'template "{{.Nope}}": there is no field Nope', "images"),
         (["images", "-f", "x=y"], None, "images"),
         (["inspect", "-f", "{{", "x"], 'template "{{": an action is not closed', "inspect"),
@@ -126,6 +129,13 @@ def test_every_error_has_an_exit_code() -> None:
     ]
     assert len(found) > 20
     assert {kind.exit_code for kind in found} == {125, 126, 127}
+
+
+def test_h_asks_for_help_where_it_is_no_other_flag() -> None:
+    asked, spelled = crungo("image", "ls", "-ah"), crungo("image", "ls", "--help")
+    assert (asked.returncode, asked.stdout) == (0, spelled.stdout)
+    assert "-h" in asked.stdout
+    assert crungo("run", "-h").stderr.startswith("crungo: flag needs an argument: -h\n")
 
 
 def test_help_names_every_flag_within_eighty_columns() -> None:
