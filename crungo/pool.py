@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
-from crungo.errors import CrungoError, HostError, UsageError
+from crungo.errors import CrungoError, HostError, NotRunning, UsageError
 from crungo.io.fds import Fd, pipe
 from crungo.openfiles import naming_the_limit
 from crungo.process import Completed, run_to_end
@@ -94,24 +94,19 @@ class Pool:
         """One of the ready containers, running ``command``, for as long as the block lasts; waits when none is ready.
 
         ``env`` is added to the environment of the configuration. Raises CommandNotFound or CommandNotExecutable when
-        the command cannot be started, and what a container of this configuration cannot be made for.
+        the command cannot be started, and what a container of this configuration cannot be made for. A container that
+        was killed while it waited is replaced by another one; NotRunning when that happens to all of them.
         """
-        ready = await self._receive.receive()
-        if not isinstance(ready, _Ready):
-            self._group.start_soon(self._add)
-            raise ready
-        try:
+        for _ in range(self._size + 1):
+            ready = await self._take()
             try:
-                data = self._encoded(ready.container.traits.process, command, env or {}, workdir)
-                if not stdin:
-                    os.close(ready.container.stdio.take("stdin"))
-                await _write(ready.command, data)
-                await ready.container._started(command[0])
+                if not await self._hand_over(ready, command, env or {}, workdir, stdin):
+                    continue
+                yield ready.container
+                return
             finally:
-                self._group.start_soon(self._add)  # its successor; not earlier: that would slow this one down
-            yield ready.container
-        finally:
-            await ready.aclose()
+                await ready.aclose()
+        raise NotRunning("pool: one container after the other ended while it waited for its command")
 
     async def run(
         self,
@@ -126,6 +121,30 @@ class Pool:
         """Run a command to its end in one of the ready containers; arguments as for :meth:`crungo.Engine.run`."""
         container = self.container(command, env=env, workdir=workdir, stdin=input is not None)
         return await run_to_end(container, input=input, timeout=timeout, check=check)
+
+    async def _take(self) -> _Ready:
+        ready = await self._receive.receive()
+        if isinstance(ready, _Ready):
+            return ready
+        self._group.start_soon(self._add)
+        raise ready
+
+    async def _hand_over(
+        self, ready: _Ready, command: Sequence[str], env: Mapping[str, str], workdir: str | None, stdin: bool
+    ) -> bool:
+        """Have it run ``command``; False if it was killed while it waited, so that another one can run it instead."""
+        try:
+            data = self._encoded(ready.container.traits.process, command, env, workdir)
+            if not stdin:
+                os.close(ready.container.stdio.take("stdin"))
+            try:
+                await _write(ready.command, data)
+            except BrokenPipeError:  # nobody has read to the end, which the command would have begun with
+                return False
+            await ready.container._started(command[0])
+            return True
+        finally:
+            self._group.start_soon(self._add)  # its successor; not earlier: that would slow this one down
 
     def _encoded(
         self, process: Mapping[str, Any], command: Sequence[str], env: Mapping[str, str], workdir: str | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import anyio
@@ -9,6 +11,8 @@ import pytest
 
 from crungo import ContainerConfig, Engine
 from crungo.errors import CommandNotExecutable, CommandNotFound, ContainerError, NotRunning, UsageError
+from tests.support.events import wait_for_exit
+from tests.support.leaks import descendants
 
 if TYPE_CHECKING:
     from tests.support.command import Crungo
@@ -109,3 +113,18 @@ async def test_a_container_that_has_ended_runs_nothing(crungo: Crungo, busybox_r
         await box.wait()
         with pytest.raises(NotRunning, match="is not running"):
             await box.run(["true"])
+
+
+async def test_a_container_that_was_killed_while_it_waited_is_replaced(crungo: Crungo, busybox_reference: str) -> None:
+    """By the kernel for want of memory, or by somebody: no command was lost with it."""
+    async with (
+        Engine(root=crungo.root, run=crungo.run) as engine,
+        engine.pool(busybox_reference, 2) as pool,
+    ):
+        own = os.readlink("/proc/self/ns/pid")
+        waiting = [process.pid for process in descendants() if os.readlink(f"/proc/{process.pid}/ns/pid") != own]
+        assert len(waiting) == 2
+        for pid in waiting:
+            os.kill(pid, signal.SIGKILL)
+            wait_for_exit(pid, 5)
+        assert (await pool.run(["echo", "x"])).stdout == b"x\n"
