@@ -159,3 +159,25 @@ def test_roots_from_the_environment(fresh_crungo: Crungo, busybox_reference: str
     done = subprocess.run([*argv[:3], *argv[7:]], env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "hi\n"
     assert (tmp_path / "root" / "oci-layout").exists()
+
+
+def test_a_full_disk_says_where(fresh_crungo: Crungo, busybox_reference: str) -> None:
+    """Of what a start makes in the run root, nothing stays, and with room again all is well."""
+    fresh_crungo("pull", busybox_reference, check=0)
+    fresh_crungo.run.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", fresh_crungo.run], check=True)
+    try:
+        fresh_crungo("run", busybox_reference, "true", check=0)
+        filler = fresh_crungo.run / "filler"
+        subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], capture_output=True, check=False)
+        before = sorted(fresh_crungo.run.rglob("*"))
+        done = fresh_crungo("run", busybox_reference, "true", check=125)
+        # The first file that is made; or libcrun's, where the kernel still finds a page.
+        assert re.fullmatch(
+            rf"crungo: .*{re.escape(str(fresh_crungo.run))}/containers/\S+: No space left on device\n", done.stderr
+        )
+        assert sorted(fresh_crungo.run.rglob("*")) == before
+        filler.unlink()
+        fresh_crungo("run", busybox_reference, "true", check=0)
+    finally:
+        subprocess.run(["umount", fresh_crungo.run], check=True)

@@ -170,13 +170,16 @@ report_created (pid_t pid, struct console *console, struct crungo_failure *why)
 /* --- a container -------------------------------------------------------------------------------------------------- */
 
 static int
-make_file (const struct crungo_file *file, struct crungo_failure *why)
+make_file (const struct crungo_start *start, const struct crungo_file *file, struct crungo_failure *why)
 {
   int fd = open (file->name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  ssize_t written = fd < 0 ? -1 : write (fd, file->content, file->size);
 
-  if (fd < 0 || write (fd, file->content, file->size) != (ssize_t) file->size || close (fd) < 0)
-    return crungo_fail_errno (why, file->name);
-  return 0;
+  if (written >= 0 && written < (ssize_t) file->size)
+    errno = ENOSPC; /* what a further write(2) would say */
+  else if (written >= 0 && close (fd) == 0)
+    return 0;
+  return crungo_fail (why, CRUNGO_FAILURE_CONTAINER, "%s/%s: %s", start->directory, file->name, strerror (errno));
 }
 
 /* The container's init, before libcrun mounts anything in its namespace: mount the root there and make it fit, and resolve
@@ -243,7 +246,7 @@ start_container (const struct crungo_start *start, libcrun_context_t *context, s
   if (mkdir ("rootfs", 0755) < 0)
     return crungo_fail_errno (why, "rootfs");
   for (size_t i = 0; i < start->n_files; i++)
-    if (make_file (&start->files[i], why) < 0)
+    if (make_file (start, &start->files[i], why) < 0)
       return -1;
   container = load (start, why);
   if (container == NULL)
