@@ -78,7 +78,7 @@ build: $(STAMPS)/dist ## an sdist and a wheel, in dist/
 clean: ## remove everything that make has made
 	@rm -rf build dist site .venv .demo crungo.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis 2>/dev/null \
 	  || $(SUDO) rm -rf build dist .venv .demo crungo.egg-info
-	@rm -f crungo/*/_*.c crungo/*/_*.o crungo/*/_*.so crungo/runtime/crungo-init crungo/runtime/crungo-isolate crungo/runtime/crungo-forks
+	@rm -f crungo/*/_*.c crungo/*/_*.o crungo/*/_*.so crungo/runtime/crungo-init crungo/runtime/crungo-isolate crungo/runtime/crungo-forks crungo/runtime/crungo-unpack
 	@find crungo tests scripts bench examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The steps.

@@ -19,6 +19,7 @@ PROGRAMS = {
     "crungo-forks": [
         *("start", "order", "report", "failure", "crun", "cgroups", "library", "rootfs", "users", "syscalls"),
     ],
+    "crungo-unpack": ["unpack", "unpack_confine", "tarstream", "decompress", "blob", "syscalls"],
 }
 """What is compiled, each from its own file in ``programs`` and those of ``native``."""
 
@@ -37,7 +38,9 @@ class BuildPrograms(Command):
     """Compile the programs beside the interpreter (``programs/*.c``).
 
     They are static: ``crungo-init`` runs inside images that may hold no C library at all, ``crungo-isolate`` starts
-    sooner, and ``crungo-forks`` is small to fork. They are data of the package, not modules; the methods are those that
+    sooner, ``crungo-forks`` and ``crungo-unpack`` are small to fork.
+
+    They are data of the package, not modules; the methods are those that
     setuptools asks of a step of ``build``, editable installs included.
     """
 
@@ -62,7 +65,9 @@ class BuildPrograms(Command):
         part = target.with_name(f".{target.name}.{os.getpid()}")
         compiler = shlex.split(os.environ.get("CC", "cc"))
         options = ["-std=gnu17", "-Wall", "-Wextra", "-s", "-o", str(part), *sources(name)]
-        if parts:
+        if name == "crungo-unpack":
+            options += unpacking()
+        elif parts:
             options += with_libcrun()
         else:
             options += ["-Os", "-Werror", "-static", "-D_GNU_SOURCE"]
@@ -105,6 +110,24 @@ def with_libcrun() -> list[str]:
         "-Wl,--gc-sections",
         *source["archives"](tree),
         *libraries,
+    ]
+
+
+def unpacking() -> list[str]:
+    """Options for the program that reads archives from outside: static where it can be, and hard to take over."""
+    source = runpy.run_path(str(RUNTIME / "native" / "source.py"))
+    tree = source["isal"]()
+    libraries = [source["static_or_shared"](library) for library in ("archive", "zstd", "crypto")]
+    shared = any(library.startswith("-l") for library in libraries)
+    return [
+        *("-O2", "-fPIE", "-pie" if shared else "-static-pie", "-Wl,-z,relro,-z,now"),
+        *("-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"),
+        *("-ffunction-sections", "-Wl,--gc-sections"),
+        f"-I{RUNTIME / 'native'}",
+        f"-I{tree / 'include'}",
+        *(str(tree / archive) for archive in source["ISAL"].archives),
+        *libraries,
+        "-pthread",
     ]
 
 

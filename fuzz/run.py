@@ -67,7 +67,7 @@ def build() -> Path:
     compile_: list[str | Path] = [cc, *sanitize, trace, include, "-c", NATIVE / "unpack.c", "-o", BUILD / "unpack.o"]
     subprocess.run(compile_, check=True)
     program = BUILD / "unpack"
-    libraries = ["-larchive", "-lseccomp"]
+    libraries = ["-larchive"]
     unused = "-Wno-unused-function"
     command: list[str | Path] = [
         cc,
@@ -76,6 +76,7 @@ def build() -> Path:
         include,
         ROOT / "fuzz" / "unpack.c",
         BUILD / "unpack.o",
+        NATIVE / "unpack_confine.c",
         *libraries,
         "-o",
         program,

@@ -25,8 +25,8 @@ TOOLS = ROOT / "build" / "tools"
 
 GROUPS = {
     "build": [
-        "gcc", "libc6-dev", "make", "pkg-config", "ca-certificates", "debian-archive-keyring",
-        "libseccomp-dev", "libcap-dev", "libarchive-dev",
+        "gcc", "libc6-dev", "make", "nasm", "pkg-config", "ca-certificates", "debian-archive-keyring",
+        "libseccomp-dev", "libcap-dev", "libarchive-dev", "libzstd-dev", "libssl-dev",
     ],
     "demo": [],
     "bench": ["gcc", "libc6-dev", "mount", "util-linux", "iproute2", "curl"],

@@ -97,7 +97,6 @@ def call(parsed: Parsed, context: Context) -> int:
     if not _may_be_unchanged(options, context):
         # The helper, which unpacks, starts on another core while this process imports what it needs.
         spawner = SpawnerProcess.start(context.roots)
-        spawner.prepare_unpacking()
     from crungo.cli.pulling import execute
 
     return execute(options, context, spawner, here)

@@ -12,9 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ForkServer", "encode_order"]
+__all__ = ["ForkServer", "encode_order", "start_server"]
 
-PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "crungo-forks")
 SOCKET_FD = 3
 SIGKILL = 9
 TERMINAL, DEBUG, AWAIT_COMMAND = 1, 2, 4
@@ -76,20 +75,7 @@ class ForkServer:
         Raises:
             OSError: it cannot be started.
         """
-        self._socket, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        try:
-            self._pid = os.posix_spawn(
-                PROGRAM,
-                ["crungo-forks", str(os.getpid()), state_root],
-                {},
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), SOCKET_FD)],
-                setpgroup=0,
-            )
-        except BaseException:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
+        self._socket, self._pid = start_server("crungo-forks", state_root, kind=_socket.SOCK_STREAM)
 
     def fileno(self) -> int:
         """A descriptor that is readable when it has ended."""
@@ -121,6 +107,31 @@ class ForkServer:
                 os.waitpid(-self._pid, 0)
         except (ProcessLookupError, ChildProcessError):
             pass  # all are reaped, some perhaps as orphans
+
+
+def start_server(name: str, *arguments: str, kind: int) -> tuple[_socket.socket, int]:
+    """Start a program of ours that serves orders, with our process id as its first argument and its end of a socket as
+    descriptor 3, in a group of its own: our end, and its process id.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC)
+    try:
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+        pid = os.posix_spawn(
+            program,
+            [name, str(os.getpid()), *arguments],
+            {},
+            file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), SOCKET_FD)],
+            setpgroup=0,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours, pid
 
 
 def _number(number: int) -> bytes:

@@ -122,10 +122,6 @@ class SpawnerProcess:
             return errors.SpawnerDied("the helper process ended unexpectedly")
         return errors.SpawnerDied(f"the helper process failed: {self._last_words}")
 
-    def prepare_unpacking(self) -> None:
-        """Say that there will be much to unpack, and nothing to run that must not wait a moment longer."""
-        wire.send(self.control, {"op": "prepare"})
-
     def end_requests(self) -> None:
         """Close the control socket: what the spawner still owns is killed, and it ends."""
         try:
@@ -221,10 +217,10 @@ class Channel:
         if not wire.send(self._socket, message):
             raise self._spawner.died()
 
-    def send_if_room(self, message: dict[str, Any]) -> bool:
-        """Send a request unless that would block: False when it would. Where nobody listens any more, it is lost."""
+    def send_if_room(self, packet: bytes) -> bool:
+        """Send a packet unless that would block: False when it would. Where nobody listens any more, it is lost."""
         try:
-            wire.send(self._socket, message, flags=_socket.MSG_DONTWAIT)
+            wire.send_packet(self._socket, packet, flags=_socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         return True

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from crungo.runtime.state import Claim
     from crungo.runtime.tasks import Task
+    from crungo.runtime.unpackserver import UnpackServer
 
 __all__ = ["IGNORED", "Spawner"]
 
@@ -60,6 +61,7 @@ class Spawner:
         self.places.make()
         self.places.make_work()
         self._forks: ForkServer | None = None
+        self._unpacks: UnpackServer | None = None
         self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Every container costs a few descriptors here; the container itself gets what the caller had.
         resource.setrlimit(resource.RLIMIT_NOFILE, (self.limits[1], self.limits[1]))
@@ -124,24 +126,23 @@ class Spawner:
             self.unwatch(fd)
             os.close(fd)
 
-    def fork(self, work: Callable[[], None], then: Callable[[int], None], fds: Sequence[int] = ()) -> int:
-        """Run ``work`` in a child, and ``then`` with its exit code when it has ended; the child's pidfd until then.
-
-        The child has all our descriptors, or those of ``fds`` alone, as 0, 1, 2, … in this order.
-        """
+    def fork(self, work: Callable[[], None], then: Callable[[int], None]) -> int:
+        """Run ``work`` in a child, and ``then`` with its exit code when it has ended; the child's pidfd until then."""
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 syscalls.reset_signals()
-                if fds:
-                    syscalls.arrange(fds)
                 # Only now: we may hold more than the caller's limit allows.
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
                 work()
                 code = 0
             finally:
                 os._exit(code)
+        return self.adopt(pid, then)
+
+    def adopt(self, pid: int, then: Callable[[int], None]) -> int:
+        """Watch a child until its end, and call ``then`` with its exit code; its pidfd until then."""
         pidfd = os.pidfd_open(pid)
         self._children.add(pid)
 
@@ -176,6 +177,18 @@ class Spawner:
             self._on_forks_end()
             self._fork_server().order(order, fds)
 
+    def unpack(self, fds: Sequence[int], **options: Any) -> int:
+        """Have a layer unpacked: the child's process id. The arguments are those of ``UnpackServer.order``."""
+        from crungo.runtime.unpackserver import UnpackServer  # most spawners need none
+
+        if self._unpacks is not None:
+            try:
+                return self._unpacks.order(fds, **options)
+            except (BrokenPipeError, ConnectionResetError):  # somebody has killed it
+                self._unpacks.close()
+        self._unpacks = UnpackServer()
+        return self._unpacks.order(fds, **options)
+
     def _fork_server(self) -> ForkServer:
         """The fork server, watched; another one, where it was killed."""
         if self._forks is None:
@@ -200,9 +213,6 @@ class Spawner:
             return
         if message["op"] == "end":
             self._orderly = True
-            return
-        if message["op"] == "prepare":
-            _prepare_unpacking()
             return
         channel = _socket.socket(fileno=fds.pop(0))
         kind = {"create": Container, "exec": Execution, "unpack": Unpacking}[message["op"]]
@@ -254,20 +264,6 @@ def _peer(sock: _socket.socket) -> int:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         os.close(writer)  # readable for ever
         return reader
-
-
-def _prepare_unpacking() -> None:
-    """Import what every unpacking child would else import for itself, at 7 ms each.
-
-    Only where asked for: whoever wants a container would wait for it.
-    """
-    from isal import igzip_lib  # noqa: F401 - decompress.prepare finds it
-
-    from crungo.runtime import unpack
-
-    unpack.prepare()
-    gc.collect()
-    gc.freeze()
 
 
 def _drain(fd: int) -> None:

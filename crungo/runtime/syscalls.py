@@ -9,16 +9,10 @@ import os
 
 from crungo.runtime._native import ffi, lib
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 __all__ = [
     "RESOLVE_BENEATH",
     "RESOLVE_IN_ROOT",
     "RESOLVE_NO_SYMLINKS",
-    "arrange",
-    "end_with_parent",
     "ignore_signal",
     "openat2",
     "reset_signals",
@@ -30,7 +24,6 @@ __all__ = [
 
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x04, 0x08, 0x10
-PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 
 def openat2(directory: int, path: str | bytes, flags: int, *, resolve: int = RESOLVE_IN_ROOT, mode: int = 0) -> int:
@@ -44,13 +37,6 @@ def openat2(directory: int, path: str | bytes, flags: int, *, resolve: int = RES
 def set_child_subreaper() -> None:
     """Become the parent of orphaned descendants."""
     _check(lib.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-
-
-def end_with_parent(parent: int) -> None:
-    """Be killed when the parent, of this process id, ends, also if it has already."""
-    _check(lib.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def set_name(name: str) -> None:
@@ -77,11 +63,6 @@ def signal_fd(signum: int) -> int:
 def reset_signals() -> None:
     """Give all signals their default actions back, and block none."""
     lib.crungo_reset_signals()
-
-
-def arrange(fds: Sequence[int]) -> None:
-    """Make descriptors 0, 1, 2, … of those given, in their order (one may come twice), and close all others."""
-    _check(lib.crungo_arrange(fds, len(fds), 0))
 
 
 def _check(result: int, path: str | bytes | None = None) -> int:

@@ -305,8 +305,6 @@ class Unpacking:
     """
 
     def __init__(self, spawner: Spawner, channel: _socket.socket, request: dict[str, Any], fds: list[int]) -> None:
-        from crungo.runtime import unpack  # here and not in each child
-
         self.spawner = spawner
         self.channel = channel
         self.pidfd = -1
@@ -314,20 +312,14 @@ class Unpacking:
             # By its path, hence in our mount namespace: the child clones the mount, which it could of no other.
             directory = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                own, limit, size = os.getpid(), request["limit"], request["size"]
-                # Our own 0, 1 and 2 are /dev/null.
-                wanted = (0, 1, 2, fds[0], directory, channel.fileno())
-
-                def work() -> None:
-                    syscalls.end_with_parent(own)  # nobody else would end it
-                    unpack.run(3, 4, _socket.socket(fileno=5), limit=limit, size=size)
-
-                self.pidfd = spawner.fork(work, self._ended, wanted)
+                wanted = (fds[0], directory, channel.fileno())
+                pid = spawner.unpack(wanted, limit=request["limit"], size=request["size"])
+                self.pidfd = spawner.adopt(pid, self._ended)
             finally:
                 os.close(directory)
         except OSError as error:
-            text = f"layer directory: {error.strerror}"
-            wire.send_text(channel, {"event": "error", "message": text, "errno": error.errno or 0})
+            reason = f"its directory: {error.strerror}"
+            wire.send_text(channel, {"event": "error", "name": "", "reason": reason, "errno": error.errno or 0})
             channel.close()
             return
         spawner.unpackings.add(self)

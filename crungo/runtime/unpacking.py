@@ -7,13 +7,14 @@ may lie: each field is checked for its form, and the caller compares the digests
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio import to_thread
 
-from crungo.errors import CrungoError, LayerError, StoreError
+from crungo.errors import CrungoError, LayerError, StoreError, printable
 from crungo.image.digest import is_digest
 from crungo.image.layers import Unpacked
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
     from crungo.runtime.requests import Channel, SpawnerProcess
 
-__all__ = ["SpawnerUnpacker"]
+__all__ = ["SpawnerUnpacker", "failure_text", "mark"]
 
 _FAULTS = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS})
 """Ends that the archive provoked; other signals came from outside."""
 
 
 class SpawnerUnpacker:
-    """Unpacks each layer in a forked, confined child of the spawner."""
+    """Unpacks each layer in a confined process of its own."""
 
     def __init__(self, spawner: SpawnerProcess) -> None:
         self._spawner = spawner
@@ -66,12 +67,12 @@ class ChannelUnpacking:
     async def advance(self, available: int) -> None:
         """The first ``available`` bytes of the blob's file may be read."""
         # A full socket means that the child has earlier marks to read yet: this one is told with the next.
-        if available > self._told and self._channel.send_if_room({"available": available}):
+        if available > self._told and self._channel.send_if_room(mark(available)):
             self._told = available
 
     async def finish(self, size: int) -> Unpacked:
         """Wait for the end of the unpacking of a complete file of ``size`` bytes."""
-        while not self._complete and not self._channel.send_if_room({"end": size}):
+        while not self._complete and not self._channel.send_if_room(mark(size, ended=True)):
             await anyio.wait_writable(self._channel)
         await anyio.wait_readable(self._channel)
         try:
@@ -81,6 +82,11 @@ class ChannelUnpacking:
         if message.get("event") == "unpacked":
             return _unpacked(message)
         raise _error(message)
+
+
+def mark(available: int, *, ended: bool = False) -> bytes:
+    """How much of the blob's file may be read, and whether that is all of it (``native/blob.h``)."""
+    return available.to_bytes(8, sys.byteorder) + ended.to_bytes(8, sys.byteorder)
 
 
 def _unpacked(message: dict[str, int | str]) -> Unpacked:
@@ -96,8 +102,20 @@ def _error(message: dict[str, int | str]) -> CrungoError:
     """What an ``error`` event of the child, or an ``ended`` of the spawner, means."""
     if message.get("event") == "ended":
         return _ended(int(message["code"]))
-    text = str(message.get("message"))
+    text = failure_text(message)
     return StoreError(f"unpack: {text}") if message.get("errno") else LayerError(text)
+
+
+def failure_text(message: dict[str, int | str]) -> str:
+    """The line that an ``error`` event tells: names and reasons may hold anything that an archive does."""
+    name, reason = (_shown(str(message.get(field, ""))) for field in ("name", "reason"))
+    return f"layer entry '{name}': {reason}" if name else f"layer: {reason}"
+
+
+def _shown(text: str, limit: int = 600) -> str:
+    """Bytes, each a character here, as a part of one line."""
+    shown = printable(text.encode("latin-1", "replace").decode("utf-8", "backslashreplace"))
+    return shown if len(shown) <= limit else f"{shown[:limit]}…"
 
 
 def _ended(code: int) -> LayerError | StoreError:

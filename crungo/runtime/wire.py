@@ -41,6 +41,7 @@ __all__ = [
     "recv_text",
     "rights",
     "send",
+    "send_packet",
     "send_text",
 ]
 
@@ -67,13 +68,13 @@ def send(sock: _socket.socket, message: Message, fds: Sequence[int] = (), flags:
     """
     body = marshal.dumps(message)
     if len(body) <= INLINE_LIMIT:
-        return _sendmsg(sock, _INLINE + body, fds, flags)
+        return send_packet(sock, _INLINE + body, fds, flags)
     memfd = os.memfd_create("crungo-message", os.MFD_CLOEXEC)
     try:
         view = memoryview(body)
         while view:
             view = view[os.write(memfd, view) :]
-        return _sendmsg(sock, _BY_MEMFD, [memfd, *fds], flags)
+        return send_packet(sock, _BY_MEMFD, [memfd, *fds], flags)
     finally:
         os.close(memfd)
 
@@ -125,7 +126,7 @@ def recv_packet(sock: _socket.socket) -> tuple[bytes, list[int]]:
 def send_text(sock: _socket.socket, message: Text) -> bool:
     """Send a message of text; False when the other side is gone, or does not read what was sent before."""
     try:
-        return _sendmsg(sock, encode_text(message), (), _socket.MSG_DONTWAIT)
+        return send_packet(sock, encode_text(message), (), _socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
 
@@ -199,7 +200,8 @@ def _unescape(text: str) -> str:
     return first + "".join(chr(int(part[1:7], 16)) + part[7:] for part in rest)
 
 
-def _sendmsg(sock: _socket.socket, data: bytes, fds: Sequence[int], flags: int) -> bool:
+def send_packet(sock: _socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> bool:
+    """Send one packet of any form; False when the other side is gone."""
     try:
         sock.sendmsg([data], rights(fds), _socket.MSG_NOSIGNAL | flags)
     except (BrokenPipeError, ConnectionResetError):

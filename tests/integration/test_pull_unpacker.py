@@ -51,14 +51,14 @@ def layer(tmp_path: Path) -> Path:
 
 
 def child_of(pid: int) -> int:
-    """The process that unpacks; waits until the spawner has it."""
-    while not (found := [child.pid for child in descendants(pid) if _name(child.pid) == "crungo-spawner\n"]):
+    """The process that unpacks; waits until it is there."""
+    while not (found := [child.pid for child in descendants(pid) if _name(child.pid) == "crungo-layer\n"]):
         os.sched_yield()
     return found[0]
 
 
 def _name(pid: int) -> str:
-    """A fork of the spawner has its name; what it started by, and left behind for a moment, has another."""
+    """What the kernel calls a process; a child names itself when it is set up."""
     try:
         return Path(f"/proc/{pid}/comm").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -160,8 +160,23 @@ async def test_no_such_directory(tmp_path: Path, blob: int) -> None:
     async with spawner(tmp_path) as process:
         unpacker = SpawnerUnpacker(process)
         async with unpacker.unpack(blob, f"{tmp_path}/missing", media_type="", limit=1 << 30) as unpacking:
-            with pytest.raises(StoreError, match="unpack: layer directory: No such file or directory"):
+            with pytest.raises(StoreError, match="unpack: layer: its directory: No such file or directory"):
                 await unpacking.finish(len(BLOB))
+    os.close(blob)
+
+
+async def test_what_forks_the_children_is_killed(tmp_path: Path, layer: Path, blob: int) -> None:
+    """Children are the spawner's, not its own: they go on, and the next one comes from another."""
+    async with spawner(tmp_path) as process:
+        unpacker = SpawnerUnpacker(process)
+        async with unpacker.unpack(blob, str(layer), media_type="", limit=1 << 30) as first:
+            child_of(process.pid)
+            server = next(each.pid for each in descendants(process.pid) if _name(each.pid) == "crungo-unpack\n")
+            os.kill(server, signal.SIGKILL)
+            (layer.parent / "again").mkdir()
+            async with unpacker.unpack(blob, f"{layer.parent}/again", media_type="", limit=1 << 30) as second:
+                assert (await second.finish(len(BLOB))).entries == 2
+            assert (await first.finish(len(BLOB))).entries == 2
     os.close(blob)
 
 

@@ -1,14 +1,36 @@
-"""What the native module does between a fork and an exec, callable by itself."""
+"""C that runs between a fork and an exec, callable by itself; and other C files of ours in programs of tests."""
 
 from __future__ import annotations
 
 import os
+import runpy
+import shlex
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from crungo.errors import ContainerError
 from crungo.runtime._native import ffi, lib
 
-__all__ = ["find_home", "read_file", "resolve_user"]
+__all__ = ["compiled", "find_home", "isal", "read_file", "resolve_user"]
+
+NATIVE = Path(__file__).resolve().parents[2] / "crungo" / "runtime" / "native"
+
+
+def compiled(name: str, parts: Sequence[str], folder: Path, *options: str) -> Path:
+    """The program ``tests/support/<name>.c`` with some C files of ``native``, made in a folder."""
+    program = folder / name
+    files = [Path(__file__).with_name(f"{name}.c"), *(NATIVE / f"{part}.c" for part in parts)]
+    command = [*shlex.split(os.environ.get("CC", "cc")), "-std=gnu17", "-g", "-O1", "-Wall", "-Wextra", f"-I{NATIVE}"]
+    subprocess.run([*command, *files, "-o", program, "-pthread", *options], check=True)
+    return program
+
+
+def isal() -> list[str]:
+    """Options that compile and link ISA-L, as the build has made it."""
+    source = runpy.run_path(str(NATIVE / "source.py"))
+    tree = source["isal"]()
+    return [f"-I{tree / 'include'}", *(str(tree / archive) for archive in source["ISAL"].archives)]
 
 
 def resolve_user(

@@ -1,17 +1,16 @@
-"""Run the unpacker as the spawner does, in a forked child, and look at what it made."""
+"""Run the unpacker as the spawner does, and look at what it made."""
 
 from __future__ import annotations
 
-import _socket
 import os
 import stat
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crungo.runtime import wire
-from tests.support.leaks import become_subreaper
+from crungo.runtime.unpacking import failure_text, mark
+from crungo.runtime.unpackserver import UnpackServer
 from tests.support.tarballs import Entry, archive
 
 
@@ -26,71 +25,25 @@ class Outcome:
     @property
     def error(self) -> str:
         """The error's message, or an empty string."""
-        return str(self.message["message"]) if self.message["event"] == "error" else ""
+        return failure_text(self.message) if self.message["event"] == "error" else ""
 
 
-# The unpacker's child must be forked from a process of one thread, as the spawner is; a process of tests never is one.
-# The child is forked twice, so that it becomes ours (the tests are a subreaper) and can be waited for here.
-TEMPLATE = """
-import os, sys, _socket
-from crungo.runtime import unpack, wire
-control = _socket.socket(fileno=int(sys.argv[1]))
-while True:
-    options, fds = wire.recv(control)
-    if options is None:
-        os._exit(0)
-    reader, writer = os.pipe()
-    first = os.fork()
-    if first == 0:
-        pid = os.fork()
-        if pid:
-            os.write(writer, b"%d" % pid)
-            os._exit(0)
-        os.close(reader)
-        os.close(writer)
-        control.close()
-        try:
-            unpack.run(fds[0], fds[1], _socket.socket(fileno=fds[2]), **options)
-        finally:
-            os._exit(0)
-    os.waitpid(first, 0)
-    wire.send(control, {"pid": int(os.read(reader, 20))})
-    for fd in (reader, writer, *fds):
-        os.close(fd)
-"""
-
-
-def _start_template() -> _socket.socket:
-    ours, theirs = wire.pair()
-    os.set_inheritable(theirs.fileno(), True)
-    program = [sys.executable, "-c", TEMPLATE, str(theirs.fileno())]
-    os.posix_spawn(sys.executable, program, os.environ)
-    theirs.close()
-    return ours
-
-
-_template = _start_template()  # before any test looks at which processes and descriptors there are
+_server = UnpackServer()  # before any test looks at which processes and descriptors there are
 
 
 class Running:
     """A child that unpacks; the caller says how much of the blob there is."""
 
     def __init__(self, blob: Path, directory: Path, **options: Any) -> None:
-        options.setdefault("limit", 1 << 40)
-        become_subreaper()
+        options = {"limit": 1 << 40, "size": None, **options}
         self.channel, its = wire.pair()
-        blob_fd = os.open(blob, os.O_RDONLY)
-        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        wire.send(_template, options, [blob_fd, directory_fd, its.fileno()])
-        reply, _ = wire.recv(_template)
-        assert reply is not None
-        self.pid: int = reply["pid"]
-        its.close()
-        os.close(blob_fd)
-        os.close(directory_fd)
+        fds = [os.open(blob, os.O_RDONLY), os.open(directory, os.O_RDONLY | os.O_DIRECTORY), its.detach()]
+        self.pid = _server.order(fds, **options)
+        for fd in fds:
+            os.close(fd)
 
-    def send(self, **message: int) -> None:
-        wire.send(self.channel, message)
+    def send(self, available: int, *, ended: bool = False) -> None:
+        wire.send_packet(self.channel, mark(available, ended=ended))
 
     def finish(self) -> Outcome:
         """Wait for the last message and the child's end."""
@@ -114,8 +67,8 @@ def unpack_bytes(blob: bytes, directory: Path, **options: Any) -> Outcome:
     if not by_threads:
         return Running(path, directory, size=len(blob), **options).finish()
     running = Running(path, directory, **options)
-    running.send(available=len(blob))
-    running.send(end=len(blob))
+    running.send(len(blob))
+    running.send(len(blob), ended=True)
     return running.finish()
 
 

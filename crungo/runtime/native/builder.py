@@ -1,7 +1,7 @@
 """The cffi builder of ``crungo.runtime._native``, run by setuptools (see ``setup.py``).
 
-One API-mode extension module holds libcrun, libarchive's tar reader, libseccomp and libcap, all static, and
-our C files. Its declarations are in ``*.cdef``, one beside each C file, and the C compiler checks them.
+One API-mode extension module holds libcrun, libseccomp and libcap, all static, and our C files. Its declarations are in
+``*.cdef``, one beside each C file, and the C compiler checks them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-PARTS = ["library", "syscalls", "users", "rootfs", "start", "unpack"]
+PARTS = ["library", "syscalls", "users", "rootfs", "start"]
 OTHERS = ["failure", "report", "order"]  # C files that have no declarations of their own
-LIBRARIES = ["archive", "seccomp", "cap"]
+LIBRARIES = ["seccomp", "cap"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
 # The builder is executed as a file, before any package of crungo can be imported.

@@ -1,13 +1,14 @@
-"""Get and build libcrun's static archives, once, into a cache folder of the build.
+"""Get and build static archives that no distribution has, once, into a cache folder of the build.
 
-No distribution ships libcrun as a library, so it is compiled from crun's release tarball. That tarball is
-part of Debian 13's source archive: apt finds it there through its signed index, with lists and cache in a
-private folder, so that the host's apt configuration is used and never changed. The tarball's digest is pinned.
+They are compiled from release tarballs: libcrun from crun's, and ISA-L, Intel's decompressor of gzip, from its own.
+Those are part of Debian 13's source archive: apt finds them there through its signed index, with lists and cache in a
+private folder, so that the host's apt configuration is used and never changed. The tarballs' digests are pinned.
 
 A folder of the cache holds either a whole build or nothing that a later build would trust: trees are unpacked
 and compiled under one lock, and a tree counts as built when its stamp, written last, exists.
 
-``CRUNGO_CRUN_SOURCE`` names an unpacked crun release (1.21 or newer) to build from instead;
+``CRUNGO_CRUN_SOURCE`` names an unpacked crun release (1.21 or newer) to build from instead, ``CRUNGO_ISAL_SOURCE`` one
+of ISA-L (2.31 or newer);
 ``CRUNGO_BUILD_CACHE`` names another cache folder than ``build/native`` beside the package.
 """
 
@@ -18,34 +19,69 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-VERSION = "1.21"
-SHA256 = "4bfb700e764a4804a4de3ecf07753f4c391005356d60356df65d80ae0914c486"
 SUITE = "trixie"
 FALLBACK_ARCHIVE = "http://deb.debian.org/debian"  # of hosts that are not Debian
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-
 CFLAGS = "-O2 -fPIC -g0"
-CONFIGURE = [
-    "--enable-static",
-    "--disable-shared",
-    "--enable-embedded-yajl",
-    "--disable-criu",
-    "--disable-systemd",
-]
-ARCHIVES = [".libs/libcrun.a", "libocispec/.libs/libocispec.a", "libocispec/yajl/.libs/libyajl.a"]
 STAMP = "crungo-built"
 
-# The function that re-executes whatever program loads libcrun; native/crun.c defines it to do nothing, and says why.
-OMITTED = "libcrun_la-cloned_binary.o"
 
-RECIPE = "\n".join([CFLAGS, *CONFIGURE, OMITTED])
+class Release(NamedTuple):
+    """A tarball, the variable that names an unpacked one to take instead, and how archives come of it."""
+
+    name: str
+    version: str
+    debian: str  # the source package, and its version there
+    sha256: str
+    folder: str  # what the tarball unpacks to
+    variable: str
+    commands: list[list[str]]
+    archives: list[str]
+    omitted: str = ""  # a member of the first archive
+
+
+CRUN = Release(
+    name="crun",
+    version="1.21",
+    debian="crun=1.21-1",
+    sha256="4bfb700e764a4804a4de3ecf07753f4c391005356d60356df65d80ae0914c486",
+    folder="crun-1.21",
+    variable="CRUNGO_CRUN_SOURCE",
+    commands=[
+        [
+            "./configure",
+            f"CFLAGS={CFLAGS}",
+            "--enable-static",
+            "--disable-shared",
+            "--enable-embedded-yajl",
+            "--disable-criu",
+            "--disable-systemd",
+        ],
+        ["make"],
+    ],
+    archives=[".libs/libcrun.a", "libocispec/.libs/libocispec.a", "libocispec/yajl/.libs/libyajl.a"],
+    # The function that re-executes whatever program loads libcrun; native/crun.c defines it to do nothing: see there.
+    omitted="libcrun_la-cloned_binary.o",
+)
+ISAL = Release(
+    name="libisal",
+    version="2.31.1",
+    debian="libisal=2.31.1-1.1",
+    sha256="e1d5573a4019738243b568ab1e1422e6ab7557c5cae33cc8686944d327ad6bb4",
+    folder="isa-l-2.31.1",
+    variable="CRUNGO_ISAL_SOURCE",
+    commands=[["make", "-f", "Makefile.unx", "units=crc igzip", "lib"]],
+    archives=["bin/isa-l.a"],
+)
 
 
 class BuildError(SystemExit):
@@ -53,35 +89,42 @@ class BuildError(SystemExit):
 
 
 def libcrun() -> Path:
-    """The folder of a built crun release: headers in ``src``, archives as in ``ARCHIVES``."""
+    """The folder of a built crun release: headers in ``src``, archives as in ``CRUN.archives``."""
+    return _built(CRUN)
+
+
+def isal() -> Path:
+    """The folder of a built release of ISA-L: headers in ``include``, the archive as in ``ISAL.archives``."""
+    return _built(ISAL)
+
+
+def _built(release: Release) -> Path:
     cache = cache_folder()
-    given = os.environ.get("CRUNGO_CRUN_SOURCE")
+    given = os.environ.get(release.variable)
     origin = Path(given).resolve() if given else None
-    if origin is not None and not (origin / "configure").is_file():
-        raise BuildError(f"CRUNGO_CRUN_SOURCE: no configure script in {origin}: name an unpacked crun release")
-    if origin is None:
-        tree = cache / f"crun-{VERSION}"
-    else:
-        tree = cache / f"crun-{hashlib.sha256(os.fsencode(origin)).hexdigest()[:12]}"
+    if origin is not None and not (origin / "configure.ac").is_file():
+        raise BuildError(f"{release.variable}: no configure.ac in {origin}: name an unpacked release of {release.name}")
+    version = release.version if origin is None else hashlib.sha256(os.fsencode(origin)).hexdigest()[:12]
+    tree = cache / f"{release.name}-{version}"
     with _lock(cache):
-        if not _is_built(tree):
+        if not _is_built(release, tree):
             shutil.rmtree(tree, ignore_errors=True)
             if origin is not None:
                 shutil.copytree(origin, tree, symlinks=True)
             else:
-                _unpack(_download(cache), tree)
-            _build(tree)
+                _unpack(release, _download(release, cache), tree)
+            _build(release, tree)
     return tree
 
 
 def include_folders(tree: Path) -> list[str]:
-    """Where the headers are."""
+    """Where libcrun's headers are."""
     return [str(tree / folder) for folder in (".", "src", "libocispec/src", "libocispec/yajl/src/headers")]
 
 
 def archives(tree: Path) -> list[str]:
-    """Arguments for the linker."""
-    return ["-Wl,--start-group", *(str(tree / archive) for archive in ARCHIVES), "-Wl,--end-group"]
+    """Arguments for the linker, to have libcrun."""
+    return ["-Wl,--start-group", *(str(tree / archive) for archive in CRUN.archives), "-Wl,--end-group"]
 
 
 def static_or_shared(library: str) -> str:
@@ -96,10 +139,14 @@ def static_or_shared(library: str) -> str:
     return found if Path(found).is_absolute() else f"-l{library}"
 
 
-def _is_built(tree: Path) -> bool:
+def _is_built(release: Release, tree: Path) -> bool:
     """Whether the tree was built, and in the way that is described here."""
     stamp = tree / STAMP
-    return stamp.is_file() and stamp.read_text() == RECIPE
+    return stamp.is_file() and stamp.read_text() == _recipe(release)
+
+
+def _recipe(release: Release) -> str:
+    return "\n".join([*(shlex.join(command) for command in release.commands), release.omitted])
 
 
 def cache_folder() -> Path:
@@ -118,54 +165,61 @@ def _lock(cache: Path) -> Iterator[None]:
         yield
 
 
-def _unpack(tarball: Path, tree: Path) -> None:
+def _unpack(release: Release, tarball: Path, tree: Path) -> None:
     with tempfile.TemporaryDirectory(dir=tree.parent) as folder:
         # Not tarfile: Debian 12's Python is older than its filters, and newer ones ask for one.
         _run(["tar", "--extract", f"--file={tarball}", f"--directory={folder}", "--no-same-owner"])
-        (Path(folder) / f"crun-{VERSION}").rename(tree)
+        (Path(folder) / release.folder).rename(tree)
 
 
-def _build(tree: Path) -> None:
+def _build(release: Release, tree: Path) -> None:
     log = tree / "crungo-build.log"
     if any((tree / name).exists() for name in ("Makefile", "config.status")):
         # A release that its owner has configured otherwise: objects of his must not be taken for ours.
         subprocess.run(["make", "distclean"], cwd=tree, capture_output=True, check=False)
     with log.open("wb") as output:
-        for command in (["./configure", f"CFLAGS={CFLAGS}", *CONFIGURE], ["make", f"-j{os.cpu_count() or 1}"]):
+        for command in release.commands:
             # A make above us would hand down its job server, whose descriptors are not inherited here.
             environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")}
-            done = subprocess.run(command, cwd=tree, env=environ, stdout=output, stderr=output, check=False)
+            parallel = [f"-j{os.cpu_count() or 1}"] if command[0] == "make" else []
+            done = subprocess.run(
+                [*command, *parallel], cwd=tree, env=environ, stdout=output, stderr=output, check=False
+            )
             if done.returncode:
                 tail = log.read_text(errors="replace").splitlines()[-15:]
-                raise BuildError("\n".join([*tail, f"building libcrun: {' '.join(command)} failed (see {log})"]))
-    missing = [archive for archive in ARCHIVES if not (tree / archive).is_file()]
+                raise BuildError(
+                    "\n".join([*tail, f"building {release.name}: {shlex.join(command)} failed (see {log})"])
+                )
+    missing = [archive for archive in release.archives if not (tree / archive).is_file()]
     if missing:
-        raise BuildError(f"building libcrun: {', '.join(missing)} not made (see {log})")
-    _run(["ar", "d", str(tree / ARCHIVES[0]), OMITTED])
-    (tree / STAMP).write_text(RECIPE)
+        raise BuildError(f"building {release.name}: {', '.join(missing)} not made (see {log})")
+    if release.omitted:
+        _run(["ar", "d", str(tree / release.archives[0]), release.omitted])
+    (tree / STAMP).write_text(_recipe(release))
 
 
-def _download(cache: Path) -> Path:
+def _download(release: Release, cache: Path) -> Path:
     """The release tarball, by apt from Debian's source archive, its digest checked."""
-    tarball = cache / f"crun_{VERSION}.orig.tar.gz"
-    if tarball.is_file() and _sha256(tarball) == SHA256:
+    what = f"the source of {release.name}"
+    tarball = cache / f"{release.name}_{release.version}.orig.tar.gz"
+    if tarball.is_file() and _sha256(tarball) == release.sha256:
         return tarball
     for needed in ("/usr/bin/apt-get", "/usr/lib/apt/apt-helper", KEYRING):
         if not Path(needed).exists():
             raise BuildError(
-                f"libcrun's source: {needed} is missing: install it (apt, debian-archive-keyring),"
-                " or unpack a crun release and name its folder in CRUNGO_CRUN_SOURCE"
+                f"{what}: {needed} is missing: install it (apt, debian-archive-keyring),"
+                f" or unpack a release and name its folder in {release.variable}"
             )
     options = _apt_options(cache / "apt")
     _run(["apt-get", "-qq", *options, "update"])
-    listing = _run(["apt-get", *options, "source", "--print-uris", "-qq", f"crun={VERSION}-1"])
+    listing = _run(["apt-get", *options, "source", "--print-uris", "-qq", release.debian])
     found = re.search(r"'([^']+\.orig\.tar\.gz)'", listing)
     if found is None:
-        raise BuildError(f"libcrun's source: Debian's index of {SUITE} does not list crun {VERSION}")
+        raise BuildError(f"{what}: Debian's index of {SUITE} does not list {release.debian}")
     part = tarball.with_suffix(".part")
-    _run(["/usr/lib/apt/apt-helper", *options, "download-file", found.group(1), str(part), f"SHA256:{SHA256}"])
-    if _sha256(part) != SHA256:
-        raise BuildError(f"libcrun's source: {found.group(1)} is not the pinned release (sha256 {SHA256})")
+    _run(["/usr/lib/apt/apt-helper", *options, "download-file", found.group(1), str(part), f"SHA256:{release.sha256}"])
+    if _sha256(part) != release.sha256:
+        raise BuildError(f"{what}: {found.group(1)} is not the pinned release (sha256 {release.sha256})")
     part.rename(tarball)
     return tarball
 
@@ -218,3 +272,4 @@ def _run(command: list[str]) -> str:
 
 if __name__ == "__main__":
     print(libcrun())
+    print(isal())

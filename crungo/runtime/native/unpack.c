@@ -8,7 +8,6 @@
    Few system calls a file: open, write, utimensat, close, where it belongs to root and has no attributes. */
 #define _GNU_SOURCE
 #include "unpack.h"
-#include "unpack_confine.h"
 #include "unpack_entry.h"
 
 #include <locale.h>

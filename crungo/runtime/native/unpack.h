@@ -18,11 +18,11 @@ struct crungo_unpack_result
 };
 
 /* Load, while the host's files are still in sight, all that the C library would otherwise load on demand: after the
-   chroot it would load it from the archive. Before a fork, it saves every child the time. 0, or -1 with errno. */
+   chroot it would load it from the archive. To be called before a process is confined. 0, or -1 with errno. */
 int crungo_unpack_prepare (void);
 
-/* Lock the calling process, which must still have one thread, into the directory: chroot, capabilities cut to those
-   that unpacking needs, no new processes, sockets, mounts or programs. 0, or -1 with errno. */
+/* Lock the calling process, which must still have one thread, into the directory, whose descriptor is closed: chroot,
+   capabilities cut to those that unpacking needs, no system call that it does not. The root's descriptor, or -1 with errno. */
 int crungo_unpack_confine (int directory, int user_xattrs);
 
 /* Unpack a tar stream into the directory `root`. `read` gives the next block of the stream (valid until its next

@@ -1,0 +1,142 @@
+/* What an unpacking process gives up before it reads the first header.
+
+   The archive is hostile and its reader is a C library: suppose that one day it is taken over. Then it can write into
+   the layer's directory, which was its work anyway, and send a wrong result; nothing else. It has no way out of its
+   root, cannot open a device that it makes, start a program or a process, signal one, or open a socket. */
+#define _GNU_SOURCE
+#include "unpack.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <iconv.h>
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define DATA_LIMIT (384ul << 20) /* an archive that makes its reader grow beyond this fails with ENOMEM */
+
+/* Enter a private copy of the mount in which devices do nothing. It is attached nowhere. Where that cannot be had (a
+   descriptor from another mount namespace, an old kernel) the directory itself has to do. */
+static int
+enter_root (int directory)
+{
+  struct mount_attr attributes = { .attr_set = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC };
+  int copy = (int) syscall (SYS_open_tree, directory, "",
+                            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (unsigned) AT_EMPTY_PATH);
+
+  if (copy >= 0 && syscall (SYS_mount_setattr, copy, "", AT_EMPTY_PATH, &attributes, sizeof (attributes)) < 0)
+    {
+      close (copy);
+      copy = -1;
+    }
+  int status = fchdir (copy >= 0 ? copy : directory);
+  if (copy >= 0)
+    close (copy);
+  return status < 0 || chroot (".") < 0 ? -1 : 0;
+}
+
+static int
+drop_capabilities (bool user_xattrs)
+{
+  const unsigned kept[] = { CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MKNOD, CAP_SETFCAP };
+  struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+  struct __user_cap_data_struct data[2];
+
+  if (syscall (SYS_capget, &header, data) < 0)
+    return -1;
+  uint32_t low = user_xattrs ? 0 : 1u << CAP_SYS_ADMIN; /* trusted.* attributes ask for it */
+  for (size_t i = 0; i < sizeof (kept) / sizeof (kept[0]); i++)
+    low |= 1u << kept[i];
+  data[0].permitted &= low;
+  data[0].effective = data[0].permitted;
+  data[1].permitted = data[1].effective = 0;
+  data[0].inheritable = data[1].inheritable = 0;
+  return (int) syscall (SYS_capset, &header, data);
+}
+
+/* --- system calls ------------------------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+#  define ARCHITECTURE AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#  define ARCHITECTURE AUDIT_ARCH_AARCH64
+#elif defined(__riscv) && __riscv_xlen == 64
+#  define ARCHITECTURE AUDIT_ARCH_RISCV64
+#else
+#  error "the filter of the unpacker does not know this architecture"
+#endif
+
+#define LOAD(field) BPF_STMT (BPF_LD | BPF_W | BPF_ABS, offsetof (struct seccomp_data, field)) /* of arguments, the low half */
+#define SKIP_UNLESS(value, skipped) BPF_JUMP (BPF_JMP | BPF_JEQ | BPF_K, value, 0, skipped)
+#define RETURN(action) BPF_STMT (BPF_RET | BPF_K, action)
+#define KILL RETURN (SECCOMP_RET_KILL_PROCESS)
+#define ALLOW(call) SKIP_UNLESS (SYS_##call, 1), RETURN (SECCOMP_RET_ALLOW)
+
+/* What unpacking takes, and nothing else: every file is opened below the root, and of processes there is this one. Written by
+   hand, because libseccomp takes longer to write a filter than the kernel to load it. What is frequent comes first. */
+static int
+load_filter (void)
+{
+  struct sock_filter program[] = {
+    LOAD (arch), SKIP_UNLESS (ARCHITECTURE, 1), LOAD (nr), /* an architecture's number is no call's */
+    ALLOW (pwrite64), ALLOW (openat), ALLOW (close), ALLOW (utimensat), ALLOW (pread64), ALLOW (futex),
+    ALLOW (newfstatat), ALLOW (fstat), ALLOW (openat2), ALLOW (mkdirat), ALLOW (symlinkat), ALLOW (linkat),
+    ALLOW (mknodat), ALLOW (unlinkat), ALLOW (readlinkat), ALLOW (fchown), ALLOW (fchownat), ALLOW (fchmod),
+    ALLOW (fchmodat), ALLOW (ftruncate), ALLOW (fsetxattr), ALLOW (lsetxattr), ALLOW (fchdir), ALLOW (getdents64),
+    ALLOW (recvfrom), ALLOW (sendto), ALLOW (exit_group),
+    /* The C library's: memory and threads, and its last words, which go to /dev/null. */
+    ALLOW (mmap), ALLOW (munmap), ALLOW (mremap), ALLOW (mprotect), ALLOW (madvise), ALLOW (brk), ALLOW (getrandom),
+    ALLOW (exit), ALLOW (set_robust_list), ALLOW (rseq), ALLOW (rt_sigprocmask), ALLOW (rt_sigaction),
+    ALLOW (sched_getaffinity), ALLOW (sched_yield), ALLOW (restart_syscall), ALLOW (writev), ALLOW (getpid),
+    ALLOW (gettid),
+    /* Threads may start, processes not. A filter cannot read clone3's arguments: without it glibc takes clone. */
+    SKIP_UNLESS (SYS_clone3, 1), RETURN (SECCOMP_RET_ERRNO | ENOSYS),
+    SKIP_UNLESS (SYS_clone, 4), LOAD (args[0]), BPF_JUMP (BPF_JMP | BPF_JSET | BPF_K, CLONE_THREAD, 0, 1),
+    RETURN (SECCOMP_RET_ALLOW), KILL,
+    /* abort(3). */
+    SKIP_UNLESS (SYS_tgkill, 4), LOAD (args[0]), SKIP_UNLESS ((uint32_t) getpid (), 1), RETURN (SECCOMP_RET_ALLOW), KILL,
+    /* Not F_SETOWN, which has the kernel send signals. */
+    SKIP_UNLESS (SYS_fcntl, 7), LOAD (args[1]), SKIP_UNLESS (F_GETFL, 1), RETURN (SECCOMP_RET_ALLOW),
+    SKIP_UNLESS (F_SETFD, 1), RETURN (SECCOMP_RET_ALLOW), SKIP_UNLESS (F_DUPFD_CLOEXEC, 1), RETURN (SECCOMP_RET_ALLOW),
+    KILL,
+  };
+  const struct sock_fprog filter = { .len = sizeof (program) / sizeof (program[0]), .filter = program };
+
+  return prctl (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+}
+
+/* glibc reads gconv-modules, which names libraries to load, at the first conversion. libarchive asks for this one when
+   it meets a pax header; the handle stays open, so that it is never looked for again. */
+int
+crungo_unpack_prepare (void)
+{
+  return iconv_open ("ANSI_X3.4-1968", "UTF-8") == (iconv_t) -1 ? -1 : 0;
+}
+
+int
+crungo_unpack_confine (int directory, int user_xattrs)
+{
+  struct rlimit none = { 0, 0 }, data = { DATA_LIMIT, DATA_LIMIT };
+
+  umask (0);
+  if (setrlimit (RLIMIT_CORE, &none) < 0 || setrlimit (RLIMIT_DATA, &data) < 0)
+    return -1;
+  if (enter_root (directory) < 0 || drop_capabilities (user_xattrs) < 0)
+    return -1;
+  close (directory); /* it is of the mount that was left, and so a way out */
+  int root = open ("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (root < 0 || prctl (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || load_filter () < 0)
+    return -1;
+  return root;
+}
