@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from crungo.cli.spared import Spared
 from crungo.engine import Engine
 from crungo.errors import ContainerError, UsageError
 from crungo.io.endpoints import Sink, write_all
@@ -156,8 +157,11 @@ async def _attend(container: Container, options: RunOptions, group: anyio.abc.Ta
         await container.wait()
         exited.set()
 
+    spared = Spared(container, STDERR if is_terminal(STDERR) and not options.config.tty else None)
+
     async def send(signum: int) -> None:
         container.send_signal(signum)
+        spared.note(signum)
 
     group.start_soon(watch)
     if options.sig_proxy:

@@ -61,6 +61,27 @@ def test_pid_1_is_spared_what_it_does_not_handle(crungo: Crungo, busybox_referen
         assert process.wait(30) == 7
 
 
+def test_the_third_signal_in_vain_kills(crungo: Crungo, busybox_reference: str) -> None:
+    """What has no handler as process 1 would else be out of reach. What has one is asked as often as one likes."""
+    script = "echo ready; exec sleep 1000"
+    with crungo.terminal("run", busybox_reference, "sh", "-c", script) as terminal:
+        terminal.expect("ready")
+        terminal.control("C")
+        terminal.expect(r"crungo: the command, as process 1, ignores SIGINT .*; 2 more to kill it")
+        terminal.control("C")
+        terminal.expect("; 1 more to kill it")
+        terminal.control("C")
+        assert terminal.wait() == 137
+    handling = "trap 'echo told' INT; trap 'exit 7' USR1; echo ready; while :; do sleep 1000 & wait; kill $!; done"
+    with start(crungo, busybox_reference, "sh", "-c", handling) as process:
+        assert process.stdout is not None
+        for _ in range(4):
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == b"told\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(30) == 7
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_that_are_not_to_be_passed_on(crungo: Crungo, busybox_reference: str, signum: signal.Signals) -> None:
     """They end crungo, and with it the container, which hears nothing of it."""
