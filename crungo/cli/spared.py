@@ -1,7 +1,8 @@
 """Signals that a command never hears of.
 
 The kernel keeps from the first process of a pid namespace what it has no handler for: Ctrl-C does nothing to a
-``sleep`` that is process 1. Whoever sits before it shall know why, and have a way out: the third one ends the container.
+``sleep`` that is process 1. Whoever sits before it shall know why, and have a way out: the third one ends the
+container.
 """
 
 from __future__ import annotations
