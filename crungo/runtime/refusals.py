@@ -54,7 +54,7 @@ def explain(error: LibcrunError, config: ContainerConfig, *, identifier: str) ->
     # One whose target is named, before one that lies below what is named.
     for mount in sorted(config.mounts, key=lambda mount: mount.target not in named):
         if (path := _obstacle(mount.target, named)) is not None:
-            return _mount_error(mount, path, error.errno)
+            return _mount_error(mount, path, error)
     return wrong_directory(error.reason, error.errno)
 
 
@@ -80,7 +80,8 @@ def _obstacle(target: str, named: Iterable[str]) -> str | None:
     return min(found, key=len, default=None)
 
 
-def _mount_error(mount: Mount, path: str, number: int) -> ContainerError:
+def _mount_error(mount: Mount, path: str, error: LibcrunError) -> ContainerError:
+    number = error.errno
     what = f"mount {'tmpfs' if mount.type == 'tmpfs' else quote(mount.source)} on {quote(mount.target)}"
     if path != mount.target and mount.target == "/dev":
         return ContainerError(
@@ -89,6 +90,8 @@ def _mount_error(mount: Mount, path: str, number: int) -> ContainerError:
         )
     if number == errno.ENOTDIR and path != mount.target:
         return ContainerError(f"{what}: {quote(path)} is not a directory")
+    if number == errno.ENOTDIR and not error.reason.startswith("mount "):
+        return ContainerError(f"{what}: a part of the path is not a directory")
     if number in (errno.ENOTDIR, errno.EISDIR):
         source, target = "a directory", "a file"
         if mount.type == "bind" and not os.path.isdir(mount.source):

@@ -221,6 +221,11 @@ def test_a_root_of_the_hosts(crungo: Crungo, rootfs: Path) -> None:
     assert (rootfs / "file").read_text() == "kept\n"
 
 
+def test_a_root_in_which_nothing_can_be_made(crungo: Crungo) -> None:
+    done = crungo("run", "--rootfs", "/proc", "true", check=125)
+    assert done.stderr == "crungo: root file system: /dev cannot be made: No such file or directory\n"
+
+
 def test_a_relative_root(crungo: Crungo, rootfs: Path) -> None:
     assert crungo.cwd is not None
     relative = os.path.relpath(rootfs, crungo.cwd)

@@ -35,6 +35,8 @@ def told(config: ContainerConfig, number: int, reason: str) -> str | None:
         ("", "/bin/sh/x/y", errno.ENOTDIR,
          "error creating directory `bin/sh/x/y` since `bin/sh` exists and it is not a directory: Not a directory",
          '"/bin/sh" is not a directory'),
+        ("", "/etc/passwd/x", errno.ENOTDIR, "mkdir `/etc/passwd/x`: Not a directory",
+         "a part of the path is not a directory"),
         ("", "/proc/x", errno.ENOENT, "mkdir `/proc/x`: No such file or directory",
          "nothing is there, and nothing can be made below /proc"),
         ("file", "/sys/a/b", errno.ENOENT, f"open `{ROOT}/sys/a/b`: No such file or directory",

@@ -176,7 +176,8 @@ crungo_require_directories (int root, bool repair, struct crungo_failure *why)
       if (found && ! repair)
         return crungo_fail (why, CRUNGO_FAILURE_CONTAINER, "root file system: /%s is not a directory", names[i]);
       if ((found && unlinkat (root, names[i], 0) < 0) || mkdirat (root, names[i], 0755) < 0)
-        return crungo_fail_errno (why, names[i]);
+        return crungo_fail (why, CRUNGO_FAILURE_CONTAINER, "root file system: /%s cannot be made: %s", names[i],
+                            strerror (errno));
     }
   return 0;
 }
