@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crungo.cli.flags import Argument, Flag, Verb
@@ -11,12 +12,17 @@ from crungo.parsing.values import parse_duration, parse_int
 from crungo.records import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from crungo.cli.flags import Context, Parsed
     from crungo.config import PullPolicy
     from crungo.image.reference import Reference
     from crungo.image.store import Image
+    from crungo.registry.ahead import Ahead
+    from crungo.registry.hosts import Hosts
+    from crungo.runtime.requests import SpawnerProcess
 
-__all__ = ["VERB", "PullOptions", "answer", "call", "to_options"]
+__all__ = ["VERB", "Prepared", "PullOptions", "answer", "call", "to_options"]
 
 VERB = Verb(
     name="pull",
@@ -51,6 +57,16 @@ class PullOptions(Record):
     quiet: bool = False
     retry: int = 3
     retry_delay: float | None = None
+
+
+class Prepared(Record):
+    """What there is before an event loop: the answers about images that are ``here``, by name; what is configured about
+    registries, and connections to them, which are under way; and the helper that unpacks, where that is needed."""
+
+    here: Mapping[str, str]
+    hosts: Hosts
+    ahead: Ahead
+    spawner: SpawnerProcess | None
 
 
 def to_options(parsed: Parsed) -> PullOptions:
@@ -90,16 +106,19 @@ def call(parsed: Parsed, context: Context) -> int:
 
         emit("".join(f"{here[name]}\n" for name in options.images))
         return 0
+    from crungo.registry.hostfiles import load_hosts
     from crungo.runtime.requests import SpawnerProcess, require_root
 
     require_root()
+    hosts = load_hosts()
+    ahead = _connect(options, hosts, here)
     spawner = None
     if not _may_be_unchanged(options, context):
         # The helper, which unpacks, starts on another core while this process imports what it needs.
         spawner = SpawnerProcess.start(context.roots)
     from crungo.cli.pulling import execute
 
-    return execute(options, context, spawner, here)
+    return execute(options, context, Prepared(here=here, hosts=hosts, ahead=ahead, spawner=spawner))
 
 
 def answer(options: PullOptions, reference: Reference, image: Image, *, changed: bool) -> str:
@@ -108,6 +127,25 @@ def answer(options: PullOptions, reference: Reference, image: Image, *, changed:
         return image.target
     status = "Downloaded newer image for" if changed else "Image is up to date for"
     return f"Digest: {image.target}\nStatus: {status} {reference.familiar}\n{reference}"
+
+
+def _connect(options: PullOptions, hosts: Hosts, here: Mapping[str, str]) -> Ahead:
+    """Connections to the registries, which come about while this process imports what it needs."""
+    from crungo.image.reference import Reference
+    from crungo.registry.ahead import Ahead, is_far
+    from crungo.registry.urls import parse_url
+
+    ahead = Ahead()
+    for name in options.images:
+        if name in here:
+            continue
+        with suppress(CrungoError):  # which is told where the image is pulled
+            first, *others = hosts.endpoints(Reference.parse(hosts.expand(name)))
+            for endpoint in (first, *others):
+                url = parse_url(endpoint.base_url)
+                if endpoint.registry == first.registry and is_far(url.netloc):
+                    ahead.open(url.host, url.port, 1)  # one for each scheme that it may be spoken to with
+    return ahead
 
 
 def _may_be_unchanged(options: PullOptions, context: Context) -> bool:

@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio import to_thread
 
 from crungo.cli.messages import report
 from crungo.cli.output import emit
@@ -26,11 +25,11 @@ from crungo.registry.groups import single_failure
 from crungo.registry.progress import ImageDone
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from crungo.cli.flags import Context
     from crungo.cli.progress import PullProgress
-    from crungo.cli.pull import PullOptions
+    from crungo.cli.pull import Prepared, PullOptions
     from crungo.image.unpacker import Unpacker, Unpacking
     from crungo.registry.client import RegistryClient
     from crungo.registry.progress import Progress, ProgressEvent
@@ -45,18 +44,18 @@ IMAGES_AT_ONCE = 3
 STDERR = 2
 
 
-def execute(options: PullOptions, context: Context, spawner: SpawnerProcess | None, here: Mapping[str, str]) -> int:
-    """Pull all images but those that ``here`` has an answer for; what fails is told, and keeps none of the others."""
-    return anyio.run(_run, options, context, spawner, here)
+def execute(options: PullOptions, context: Context, prepared: Prepared) -> int:
+    """Pull all images but those that are here; what fails is told, and keeps none of the others."""
+    return anyio.run(_run, options, context, prepared)
 
 
-async def _run(options: PullOptions, context: Context, spawner: SpawnerProcess | None, here: Mapping[str, str]) -> int:
+async def _run(options: PullOptions, context: Context, prepared: Prepared) -> int:
     async with AsyncExitStack() as stack:
         progress = None if options.quiet else stack.enter_context(_progress())
         unpacker = _LateUnpacker(context, stack)
-        if spawner is not None:
-            await unpacker.start(spawner)
-        work = _Work(options, Store(context.roots), unpacker, progress, here)
+        if prepared.spawner is not None:
+            await unpacker.start(prepared.spawner)
+        work = _Work(options, Store(context.roots), unpacker, progress, prepared)
         with single_failure():
             async with anyio.create_task_group() as group:
                 if progress is not None:
@@ -112,14 +111,16 @@ class _Work:
         store: Store,
         unpacker: Unpacker,
         progress: PullProgress | None,
-        here: Mapping[str, str],
+        prepared: Prepared,
     ) -> None:
         self._options = options
+        self._prepared = prepared
         self._store = store
         self._unpacker = unpacker
         self._progress = progress
         self._platform = None if options.platform is None else Platform.parse(options.platform)
         # By name, in the order of the command line.
+        here = prepared.here
         self._results: dict[str, str | CrungoError] = {name: here[name] for name in options.images if name in here}
         self._places = anyio.Semaphore(IMAGES_AT_ONCE)
 
@@ -127,15 +128,13 @@ class _Work:
         """Pull what is to be pulled."""
         from crungo.registry.authfiles import Credentials
         from crungo.registry.client import RegistryClient
-        from crungo.registry.hostfiles import load_hosts
         from crungo.registry.retry import RetryPolicy
 
-        options = self._options
-        hosts = await to_thread.run_sync(load_hosts)
+        options, hosts = self._options, self._prepared.hosts
         retry = RetryPolicy(retries=options.retry, delay=options.retry_delay)
         credentials = Credentials((options.authfile,)) if options.authfile else None
         async with (
-            RegistryClient(hosts=hosts, retry=retry, credentials=credentials) as client,
+            RegistryClient(hosts=hosts, retry=retry, credentials=credentials, ahead=self._prepared.ahead) as client,
             anyio.create_task_group() as group,
         ):
             for name in options.images:

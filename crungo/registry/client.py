@@ -16,6 +16,7 @@ import anyio.to_thread
 from crungo.errors import DigestMismatch, ImageError, RegistryError
 from crungo.image.digest import algorithm_of, digest_of, is_digest
 from crungo.records import Record
+from crungo.registry.ahead import Ahead
 from crungo.registry.authfiles import Credentials
 from crungo.registry.blobs import BlobStream, open_stream, range_header
 from crungo.registry.credentials import Credential, server_key
@@ -78,7 +79,8 @@ class RegistryClient:
 
     ``hosts`` and ``certificates`` (folders of ``certs.d``) are read from the system's configuration where they are
     not given. ``credentials`` may be any object with ``find`` as ``Credentials`` has it. ``retry`` applies to
-    requests; a blob whose body breaks off is the receiver's to go on with.
+    requests; a blob whose body breaks off is the receiver's to go on with. ``ahead`` has connections that are under way
+    already; they are the client's from the start of the block on.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class RegistryClient:
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
         backoff: Callable[[RetryPolicy], Backoff] = lambda policy: Backoff(policy=policy),
+        ahead: Ahead | None = None,
     ) -> None:
         self._hosts = hosts
         self._credentials = credentials
@@ -97,6 +100,7 @@ class RegistryClient:
         self._retry = retry or RetryPolicy()
         self._timeouts = timeouts or Timeouts()
         self._backoff = backoff
+        self._ahead = ahead
         self._open: tuple[Hosts, Wire, Session] | None = None
 
     async def __aenter__(self) -> RegistryClient:
@@ -104,7 +108,8 @@ class RegistryClient:
         if hosts is None:
             hosts = await anyio.to_thread.run_sync(load_hosts)
         folders = certificate_folders() if self._certificates is None else self._certificates
-        wire = Wire(hosts=hosts, certificate_folders=folders, timeouts=self._timeouts)
+        ahead, self._ahead = self._ahead or Ahead(), None
+        wire = Wire(hosts=hosts, certificate_folders=folders, timeouts=self._timeouts, ahead=ahead)
         find: FindCredential = (self._credentials or Credentials()).find
         self._open = (hosts, wire, Session(wire, Tokens(wire, find)))
         return self
@@ -166,8 +171,14 @@ class RegistryClient:
         ask = Ask(what=what, path=f"manifests/{wanted}", method="HEAD", headers={"Accept": _ACCEPT}, accept=accept)
         return await self._fetch(reference, ask, use)
 
-    async def prepare_blobs(self) -> None:
-        """Blobs will be asked for: have at hand what streams them, so that the first one need not wait for it."""
+    async def prepare_blobs(self, reference: Reference, *, at_once: int) -> None:
+        """Blobs will be asked for: have at hand what streams them, and connections for so many.
+
+        Raises:
+            RegistryError: the configuration blocks the registry.
+        """
+        hosts, wire, _ = self._opened()
+        wire.connect_ahead(hosts.endpoints(reference)[0].base_url, at_once)
         await anyio.to_thread.run_sync(import_streams)
 
     @asynccontextmanager

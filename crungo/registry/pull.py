@@ -157,7 +157,7 @@ class _Pull(Record):
     async def _fetch(self) -> Image:
         with single_failure():
             async with anyio.create_task_group() as group:
-                group.start_soon(self.client.prepare_blobs)
+                group.start_soon(partial(self.client.prepare_blobs, self.reference, at_once=self.limits.layers))
                 resolved = await resolve(self.client, self.reference, self.platform)
         if self.progress is not None:
             self.progress(

@@ -12,7 +12,6 @@ Invariant: one task reads a stream at a time, and every wait ends by data, by it
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 import ssl
@@ -24,9 +23,12 @@ import anyio.lowlevel
 import httpcore
 
 from crungo.openfiles import LIMITS
+from crungo.registry.ahead import alternating, begin
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from crungo.registry.ahead import Address, Ahead
 
 __all__ = ["SocketBackend"]
 
@@ -170,7 +172,13 @@ class TLSStream(SocketStream):
 
 
 class SocketBackend(httpcore.AsyncNetworkBackend):
-    """Makes ``SocketStream``s. Several addresses are tried a quarter of a second apart; the first that answers wins."""
+    """Makes ``SocketStream``s. Several addresses are tried a quarter of a second apart; the first that answers wins.
+
+    What is under way already comes from ``ahead``, which is not ours to close.
+    """
+
+    def __init__(self, ahead: Ahead) -> None:
+        self._ahead = ahead
 
     async def connect_tcp(
         self,
@@ -183,9 +191,12 @@ class SocketBackend(httpcore.AsyncNetworkBackend):
         """Resolve ``host`` and connect, within ``timeout`` seconds."""
         try:
             with anyio.fail_after(timeout):
+                begun = await self._ahead.take(host, port)
+                if begun is not None:
+                    return SocketStream(await _race(*begun))
                 found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 addresses = [(family, address) for family, _, _, _, address in found]
-                return SocketStream(await _race(_alternating(addresses)))
+                return SocketStream(await _race(alternating(addresses)))
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout:g} seconds") from error
         except (OSError, UnicodeError, OverflowError) as error:  # of a bad name, of a port beyond 65535
@@ -198,44 +209,32 @@ class SocketBackend(httpcore.AsyncNetworkBackend):
         await anyio.sleep(seconds)
 
 
-_Address = tuple[socket.AddressFamily, tuple[typing.Any, ...]]
-
-
-def _alternating(addresses: list[_Address]) -> list[_Address]:
-    """The addresses in the resolver's order, but families in turn: a broken IPv6 costs one head start, not many."""
-    first = [entry for entry in addresses if entry[0] == addresses[0][0]]
-    others = [entry for entry in addresses if entry[0] != addresses[0][0]]
-    mixed: list[_Address] = []
-    while first or others:
-        mixed += first[:1] + others[:1]
-        first, others = first[1:], others[1:]
-    return mixed
-
-
-async def _race(addresses: list[_Address]) -> socket.socket:
+async def _race(addresses: list[Address], first: socket.socket | None = None) -> socket.socket:
+    """The socket that is the first to be connected; ``first`` is under way to the first address already."""
     winners: list[socket.socket] = []
     failures: list[OSError] = []
 
-    async def attempt(address: _Address, failed: anyio.Event) -> None:
+    async def attempt(address: Address, sock: socket.socket | None, failed: anyio.Event) -> None:
         try:
-            sock = await _connect(*address)
+            winners.append(await _connect(address, sock))
         except OSError as error:
             failures.append(error)
             failed.set()
         else:
-            winners.append(sock)
             group.cancel_scope.cancel()
 
     try:
         async with anyio.create_task_group() as group:
             for address in addresses:
                 failed = anyio.Event()
-                group.start_soon(attempt, address, failed)
+                group.start_soon(attempt, address, first if address is addresses[0] else None, failed)
                 with anyio.move_on_after(_HEAD_START):
                     await failed.wait()
     except BaseException:
         for sock in winners:
             sock.close()
+        if first is not None:
+            first.close()  # by us, where its attempt has not even begun
         raise
     for loser in winners[1:]:  # two may have connected in the same turn of the loop
         loser.close()
@@ -244,17 +243,13 @@ async def _race(addresses: list[_Address]) -> socket.socket:
     raise failures[0] if failures else OSError("its name has no address")
 
 
-async def _connect(family: socket.AddressFamily, address: tuple[typing.Any, ...]) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+async def _connect(address: Address, begun: socket.socket | None) -> socket.socket:
+    sock = begun or begin(*address)
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        error = sock.connect_ex(address)
-        if error == errno.EINPROGRESS:
-            await anyio.wait_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        await anyio.wait_writable(sock)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            raise OSError(error, f"connection to {address[0]} failed")
+            raise OSError(error, f"connection to {address[1][0]} failed")
     except BaseException:
         sock.close()
         raise

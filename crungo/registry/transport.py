@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 
+    from crungo.registry.ahead import Ahead
     from crungo.registry.streams import Streams
     from crungo.registry.urls import Url
 
@@ -65,10 +66,13 @@ class Transport:
     """Owns connections to any number of hosts; used on one event loop.
 
     Without ``context``, only plain http is to be spoken. ``connect`` and ``stall`` are seconds, the latter until the
-    next byte comes. ``proxied``: through the proxies that the environment names.
+    next byte comes. ``proxied``: through the proxies that the environment names. ``ahead``: where connections may be
+    under way already, its owner's to close.
     """
 
-    def __init__(self, *, context: ssl.SSLContext | None, connect: float, stall: float, proxied: bool) -> None:
+    def __init__(
+        self, *, context: ssl.SSLContext | None, connect: float, stall: float, proxied: bool, ahead: Ahead
+    ) -> None:
         self._context = context
         # Waiting for one's turn is no fault.
         self._timeout = {"connect": connect, "read": stall, "write": stall, "pool": None}
@@ -78,7 +82,7 @@ class Transport:
             max_connections=MOST_CONNECTIONS,
             max_keepalive_connections=MOST_IDLE,
             keepalive_expiry=IDLE_SECONDS,
-            network_backend=SocketBackend(),
+            network_backend=SocketBackend(ahead),
         )
         self._streams: Streams | None = None
 
@@ -117,6 +121,11 @@ class Transport:
             connection=extensions["network_stream"],
             aclose=response.aclose,
         )
+
+    def idle(self, url: Url) -> int:
+        """How many connections to the server of ``url`` wait for a request."""
+        origin = httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=b"/").origin
+        return sum(each.is_idle() and each.can_handle_request(origin) for each in self._pool.connections)
 
     async def aclose(self) -> None:
         """Close all connections."""

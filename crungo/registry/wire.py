@@ -6,7 +6,6 @@ redirect elsewhere on; and https never becomes http unless the endpoint is insec
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -15,11 +14,12 @@ import anyio.to_thread
 
 from crungo.errors import RegistryError
 from crungo.records import Record, field
+from crungo.registry.ahead import Ahead, is_far, may_be_proxied
 from crungo.registry.answer import Answer
 from crungo.registry.failures import unreachable
 from crungo.registry.headers import printable
 from crungo.registry.hostfiles import Certificates, find_certificates
-from crungo.registry.hosts import Hosts, host_of, is_loopback
+from crungo.registry.hosts import Hosts, host_of
 from crungo.registry.tls import build_context, build_plain_context
 from crungo.registry.transport import FAILURES, Transport
 from crungo.registry.urls import Url, join_url, parse_url
@@ -33,7 +33,6 @@ __all__ = ["Outgoing", "Timeouts", "Wire"]
 
 _MOST_REDIRECTS = 8
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _USER_AGENT = "crungo"
 _NO_CERTIFICATES = Certificates()
 
@@ -71,12 +70,13 @@ class _Trust(Record, kw_only=False):
 
 
 class Wire:
-    """Owns the connections of one registry client. Used on one event loop; ``aclose`` ends it."""
+    """Owns the connections of one registry client, those ``ahead`` too. Used on one event loop; ``aclose`` ends it."""
 
-    def __init__(self, *, hosts: Hosts, certificate_folders: tuple[str, ...], timeouts: Timeouts) -> None:
+    def __init__(self, *, hosts: Hosts, certificate_folders: tuple[str, ...], timeouts: Timeouts, ahead: Ahead) -> None:
         self._hosts = hosts
         self._folders = certificate_folders
         self._timeouts = timeouts
+        self._ahead = ahead
         self._transports: dict[_Trust, Transport] = {}
         self._trusted: dict[tuple[str, str, bool], _Trust] = {}  # by scheme, host and insecurity
         self._making = anyio.Lock()
@@ -86,8 +86,19 @@ class Wire:
         """Whether the server of ``url`` has ever answered in the url's scheme."""
         return parse_url(url).origin in self._answering
 
+    def connect_ahead(self, text: str, count: int) -> None:
+        """Requests to a URL's server will be made, so many at once: begin to open what connections that takes.
+
+        Not where that is a matter of microseconds, or of a proxy.
+        """
+        url = parse_url(text)
+        missing = count - sum(transport.idle(url) for transport in self._transports.values())
+        if missing > 0 and is_far(url.netloc):
+            self._ahead.open(url.host, url.port, missing)
+
     async def aclose(self) -> None:
         """Close all connections."""
+        self._ahead.close()
         transports, self._transports = list(self._transports.values()), {}
         with anyio.CancelScope(shield=True):
             for transport in transports:
@@ -138,7 +149,7 @@ class Wire:
             response = await transport.send(method, url, headers, content, streamed=outgoing.streamed)
         except FAILURES as error:
             failure = unreachable(outgoing.what, url.netloc, error)
-            if _may_be_proxied(url.netloc):
+            if may_be_proxied(url.netloc):
                 failure.hint = failure.hint or "HTTP_PROXY, HTTPS_PROXY and NO_PROXY are in effect"
             raise failure from error
         if response.status != 400 or url.scheme == "https":  # 400 is what servers of TLS say to plain http
@@ -151,7 +162,7 @@ class Wire:
         async with self._making:
             trust = self._trusted.get(key)
             if trust is None:
-                proxied = _may_be_proxied(host)
+                proxied = may_be_proxied(host)
                 trust = _Trust(tls=False, proxied=proxied)
                 if url.scheme == "https":
                     trust = await anyio.to_thread.run_sync(self._trust, host, insecure, proxied)
@@ -175,12 +186,7 @@ class Wire:
         context = build_plain_context() if trust.proxied else None
         if trust.tls:
             context = await anyio.to_thread.run_sync(lambda: build_context(trust.certificates, insecure=trust.insecure))
-        return Transport(context=context, connect=connect, stall=stall, proxied=trust.proxied)
-
-
-def _may_be_proxied(host: str) -> bool:
-    # A proxy sees names of its own network: this machine is never asked for through one, as in Go.
-    return not is_loopback(host) and any(value and name.lower() in _PROXIES for name, value in os.environ.items())
+        return Transport(context=context, connect=connect, stall=stall, proxied=trust.proxied, ahead=self._ahead)
 
 
 def _parsed(url: str, what: str) -> Url:

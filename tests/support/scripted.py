@@ -85,15 +85,15 @@ class Server:
         self.asked: list[Asked] = []
         self.host = f"127.0.0.1:{port}"
         self.url = f"{scheme}://{self.host}"
-        self._connections = 0
+        self.connections = 0
 
     @property
     def paths(self) -> list[str]:
         return [asked.target for asked in self.asked]
 
     async def serve(self, stream: anyio.abc.ByteStream) -> None:
-        self._connections += 1
-        number = self._connections
+        self.connections += 1
+        number = self.connections
         buffer = b""
         try:
             while True:
