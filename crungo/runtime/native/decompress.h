@@ -27,6 +27,10 @@ typedef ssize_t crungo_read (void *context, void *buffer, size_t size, struct cr
 
 struct crungo_decompressor;
 
+/* Do once, before a fork, what every child would else do for itself: libraries ask the processor what it can, which on a virtual
+   machine takes as long as a small layer. */
+void crungo_decompress_prepare (void);
+
 /* A reader of the blob, in pieces of at most `piece` bytes, that gives at most `limit`. NULL: there is no memory. */
 struct crungo_decompressor *crungo_decompressor (crungo_read *read, void *context, size_t piece, uint64_t limit);
 

@@ -231,6 +231,7 @@ main (int argc, char **argv)
   prctl (PR_SET_PDEATHSIG, SIGKILL);
   if (getppid () != parent || crungo_close_range (ORDERS_FD + 1, ~0U, 0) < 0 || crungo_unpack_prepare () < 0)
     return 1;
+  crungo_decompress_prepare ();
   for (;;)
     {
       size_t n_fds = take_order (&order, fds);
