@@ -21,8 +21,9 @@ __all__ = ["changed_resources", "resources", "rlimits", "sysctls"]
 
 _CPU_PERIOD = 100_000  # microseconds; docker's
 _UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
-_LEAST_FILES = 16
-"""The container's process opens some more after it has set its limits (``native/crun.c``): its root, a terminal."""
+_LEAST = {"nofile": 16, "cpu": 1}
+"""The container's process has work to do after it has set its limits (``native/crun.c``): it opens its root, a
+terminal. Without any time, in seconds, it might be killed meanwhile, or not, as the kernel's clock ticks."""
 
 # Kernel parameters that belong to a namespace of the container; all others are the host's.
 _IPC_SYSCTLS = frozenset(
@@ -133,11 +134,10 @@ def _check_rlimit(ulimit: Ulimit, host: HostFacts) -> None:
     what = f"--ulimit {ulimit.name}={ulimit.soft}:{ulimit.hard}"
     if _unsigned(ulimit.soft) > wanted:
         raise UsageError(f"{what}: the soft limit is above the hard limit")
-    if ulimit.name == "nofile":
-        if _unsigned(ulimit.soft) < _LEAST_FILES:
-            raise UsageError(f"{what}: too few to start a container with; the least is {_LEAST_FILES}")
-        if wanted > host.nr_open:
-            raise HostError(f"{what}: the kernel's ceiling is {host.nr_open} (fs.nr_open)")
+    if _unsigned(ulimit.soft) < (least := _LEAST.get(ulimit.name, 0)):
+        raise UsageError(f"{what}: too low to start a container with; the least is {least}")
+    if ulimit.name == "nofile" and wanted > host.nr_open:
+        raise HostError(f"{what}: the kernel's ceiling is {host.nr_open} (fs.nr_open)")
     if "SYS_RESOURCE" in host.capabilities or ulimit.name not in host.rlimits:
         return
     allowed = _unsigned(host.rlimits[ulimit.name][1])

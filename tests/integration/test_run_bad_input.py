@@ -88,6 +88,7 @@ MALFORMED: list[tuple[list[str], str]] = [
     (["--pids-limit", "x", IMAGE], 'invalid value "x" for --pids-limit: not a whole number'),
     (["--shm-size", "0", IMAGE], 'invalid value "0" for --shm-size: too small'),
     (["--ulimit", "nofile", IMAGE], 'invalid value "nofile" for --ulimit: not a limit'),
+    (["--ulimit", "cpu=0", IMAGE], "--ulimit cpu=0:0: too low to start a container with; the least is 1"),
     (["--ulimit", "nofile=9:5", IMAGE], "the soft limit is above the hard limit"),
     (["--ulimit", "files=9", IMAGE], "unknown limit files"),
     (["--stop-timeout", "soon", IMAGE], 'invalid value "soon" for --stop-timeout: not a time'),

@@ -156,9 +156,8 @@ def test_a_ulimit_holds(crungo: Crungo, busybox_reference: str) -> None:
 
 def test_limits_are_the_commands_alone(crungo: Crungo, busybox_reference: str) -> None:
     """Not those of what makes the container, which writes files of its own."""
-    flags = ["--ulimit", "fsize=0", "--ulimit", "cpu=0"]
     script = "echo alive; ulimit -f; echo x > /f"
-    done = crungo("run", *flags, busybox_reference, "sh", "-c", script, check=1)
+    done = crungo("run", "--ulimit", "fsize=0", busybox_reference, "sh", "-c", script, check=1)
     assert (done.stdout, done.stderr) == ("alive\n0\n", "sh: write error: File too large\n")
 
 
@@ -169,7 +168,7 @@ def test_the_lowest_limit_of_open_files(crungo: Crungo, push_image: PushImage, t
     rest = [*volumes, "--init", "--read-only", "--privileged", "-t", "--crun-debug", reference, "sh", "-c", "ulimit -n"]
     assert crungo("run", "--ulimit", "nofile=16", *rest, check=0).stdout == "16\r\n"
     refused = crungo("run", "--ulimit", "nofile=15", *rest, check=125).stderr
-    assert "too few to start a container with; the least is 16\n" in refused
+    assert "too low to start a container with; the least is 16\n" in refused
 
 
 def with_open_files(crungo: Crungo, soft: int, hard: int, *arguments: str) -> subprocess.CompletedProcess[str]:

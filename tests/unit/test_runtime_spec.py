@@ -178,9 +178,10 @@ def test_rlimits_are_only_what_was_asked_for_and_possible() -> None:
         spec(ulimits=above)
     able = replace(HOST, capabilities=HOST.capabilities | {"SYS_RESOURCE"})
     assert spec(ulimits=above, host=able)["process"]["rlimits"][0]["hard"] == 4097
-    with pytest.raises(UsageError, match="too few to start a container with; the least is 16"):
-        spec(ulimits=(Ulimit(name="nofile", soft=15, hard=4096),))
-    spec(ulimits=(Ulimit(name="nofile", soft=16, hard=4096),))
+    for name, least in (("nofile", 16), ("cpu", 1)):
+        with pytest.raises(UsageError, match=f"too low to start a container with; the least is {least}"):
+            spec(ulimits=(Ulimit(name=name, soft=least - 1, hard=4096),))
+        spec(ulimits=(Ulimit(name=name, soft=least, hard=4096),))
     with pytest.raises(HostError, match="nr_open"):
         spec(ulimits=(Ulimit(name="nofile", soft=-1, hard=-1),), host=able)
 
