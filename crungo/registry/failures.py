@@ -33,11 +33,14 @@ def refused(
         phrase = str(status)
     detail = error_detail(body, headers.get("content-type"))
     message = f"{what}: {registry} answered {phrase}" + (f" ({detail})" if detail else "")
+    named = what.startswith("manifest ")  # by the user; other things are named by it
     if status in (401, 403):
-        return AuthenticationError(message, status=status, hint=hint or f"log in first: crungo login {registry}")
+        # Docker Hub, for one, answers so for what it does not have.
+        mistaken = f"check its name; if that is right, log in: crungo login {registry}"
+        login = f"log in first: crungo login {registry}"
+        return AuthenticationError(message, status=status, hint=hint or (mistaken if named else login))
     if status == 404:
-        mistaken = "check its name and tag" if what.startswith("manifest ") else None  # other things are named by it
-        return ImageNotFound(message, status=status, hint=hint or mistaken)
+        return ImageNotFound(message, status=status, hint=hint or ("check its name and tag" if named else None))
     error = RegistryError(message, status=status, hint=hint)
     error.retry_after = parse_retry_after(headers.get("retry-after"), now=time.time())
     return error

@@ -188,6 +188,9 @@ def test_refusals_are_classified() -> None:
     assert error.hint == "check its name and tag"
     assert refused("blob x", "r.example", 404, headers={}, body=b"").hint is None
     assert isinstance(refused("x", "r", 403, headers={}, body=b""), AuthenticationError)
+    assert refused("blob x", "r", 401, headers={}, body=b"").hint == "log in first: crungo login r"
+    mistaken = refused("manifest x:1", "r", 401, headers={}, body=b"").hint
+    assert mistaken == "check its name; if that is right, log in: crungo login r"
     late = refused("x", "r", 429, headers={"retry-after": "7"}, body=b"")
     assert (type(late), late.status, late.retry_after) == (RegistryError, 429, 7.0)
     assert str(refused("x", "r", 799, headers={}, body=b"")) == "x: r answered 799"
