@@ -19,7 +19,7 @@ __all__ = ["Spared"]
 
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 3
-_HINT = "crungo: the command, as process 1, ignores {name} (--init would let it end); {left} more to kill it\n"
+_HINT = "\ncrungo: the command, as process 1, ignores {name} (--init would let it end); {left} more to kill it\n"
 
 
 class Spared:
