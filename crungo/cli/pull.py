@@ -136,6 +136,8 @@ def _connect(options: PullOptions, hosts: Hosts, here: Mapping[str, str]) -> Ahe
     from crungo.registry.urls import parse_url
 
     ahead = Ahead()
+    if options.policy == "never":
+        return ahead
     for name in options.images:
         if name in here:
             continue

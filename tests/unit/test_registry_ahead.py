@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpcore
@@ -25,6 +25,9 @@ from crungo.registry.wire import Timeouts
 from tests.support.fakeregistry import FakeRegistry
 from tests.support.scripted import client, good, ref, serving
 from tests.support.smallpulls import get, layered, make_store
+
+if TYPE_CHECKING:
+    from crungo.config import PullPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -276,9 +279,9 @@ def test_the_command_opens_one_for_each_scheme(monkeypatch: pytest.MonkeyPatch) 
         )
     )
 
-    def seen(*names: str, here: tuple[str, ...] = ()) -> list[tuple[str, int]]:
+    def seen(*names: str, here: tuple[str, ...] = (), policy: PullPolicy = "always") -> list[tuple[str, int]]:
         opened.clear()
-        cli._connect(cli.PullOptions(images=names), hosts, dict.fromkeys(here, ""))
+        cli._connect(cli.PullOptions(images=names, policy=policy), hosts, dict.fromkeys(here, ""))
         return list(opened)
 
     assert seen("secure.test/x") == [("secure.test", 443)]
@@ -287,5 +290,7 @@ def test_the_command_opens_one_for_each_scheme(monkeypatch: pytest.MonkeyPatch) 
     assert seen("alpine") == [("registry-1.docker.io", 443)]
     assert seen("localhost:5000/x", "blocked.test/x") == []
     assert seen("secure.test/x", "other.test/x", here=("secure.test/x",)) == [("other.test", 443)]
+    assert seen("secure.test/x", policy="missing") == [("secure.test", 443)]
+    assert seen("secure.test/x", policy="never") == [], "no registry is to be asked"
     monkeypatch.setenv("https_proxy", "http://proxy.test")
     assert seen("secure.test/x") == []
