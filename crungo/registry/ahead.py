@@ -90,7 +90,7 @@ class _Opening:
         self._until = 0.0
         try:
             self._connect(socket.AI_NUMERICHOST)
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):  # a name; the resolver says what is wrong with it
             threading.Thread(target=self._resolve, name="resolve", daemon=True).start()
         else:
             self.resolved.set()
@@ -115,7 +115,7 @@ class _Opening:
         try:
             self._connect(0)
         except (OSError, UnicodeError) as error:
-            self.problem = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
+            self.problem = error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, str(error))
         finally:
             self.resolved.set()
 

@@ -166,6 +166,14 @@ async def test_a_name_that_does_not_resolve(ahead: Ahead, names: dict[str, Calla
     assert await ahead.take("registry.test", 443) is None
 
 
+@pytest.mark.parametrize("name", [f"{'a' * 64}.test", "a..test"])
+async def test_a_name_that_no_resolver_can_be_asked_for(ahead: Ahead, name: str) -> None:
+    """Such a name is found by who encodes it, before it is found not to be a number."""
+    ahead.open(name, 443, 1)
+    with pytest.raises(httpcore.ConnectError, match="label"):
+        await SocketBackend(ahead).connect_tcp(name, 443, timeout=5)
+
+
 async def test_an_address_without_a_route_is_passed_over(
     ahead: Ahead,
     listener: socket.socket,
