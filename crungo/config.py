@@ -107,7 +107,7 @@ class ExecConfig(Record):
     """A further process in a running container; ``None`` takes the container's own value."""
 
     command: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str | None] = field(default_factory=dict)  # None: unset, also where the container sets it
     user: str | None = None
     workdir: str | None = None
     tty: bool = False

@@ -84,9 +84,12 @@ class ContainerFields(TypedDict, total=False):
 
 
 class ExecFields(TypedDict, total=False):
-    """The keywords of calls that start a further process: the fields of :class:`crungo.ExecConfig`."""
+    """The keywords of calls that start a further process: the fields of :class:`crungo.ExecConfig`.
 
-    env: Mapping[str, str] | Iterable[str]
+    In ``env``, the value ``None`` unsets a variable; in a list, ``"X"`` copies the caller's.
+    """
+
+    env: Mapping[str, str | None] | Iterable[str]
     user: str | int | None
     workdir: str | os.PathLike[str] | None
     tty: bool

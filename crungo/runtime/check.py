@@ -16,7 +16,7 @@ from crungo.runtime.etc import etc_files
 from crungo.runtime.host import check_host
 from crungo.runtime.limits import resources, rlimits, sysctls
 from crungo.runtime.names import check_name
-from crungo.runtime.spec import check_text, seccomp_profile
+from crungo.runtime.spec import check_names, check_text, seccomp_profile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +66,4 @@ def _check_words(config: ContainerConfig) -> None:
     parse_workdir(config.workdir or "")
     for name, value in config.sysctls.items():
         parse_sysctl(f"{name}={value}")
-    for name in config.env:
-        if not name or "=" in name:
-            raise UsageError(f"environment variable {quote(name)}: not a name")
+    check_names(config.env)

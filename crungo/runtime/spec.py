@@ -22,7 +22,7 @@ from crungo.runtime.seccomp import default_profile, user_profile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from crungo.config import ContainerConfig, Device, ExecConfig
@@ -34,6 +34,7 @@ __all__ = [
     "ContainerPlace",
     "build_exec",
     "build_spec",
+    "check_names",
     "check_text",
     "container_hostname",
     "seccomp_profile",
@@ -106,12 +107,13 @@ def build_exec(config: ExecConfig, base: Mapping[str, Any], *, host: HostFacts) 
     The user is left as the base's: its names are resolved in the rootfs.
 
     Raises:
-        UsageError: there is no program.
+        UsageError: there is no program, or a variable's name is none.
         CommandNotFound: its name is empty.
     """
     if not config.command:
         raise UsageError("no command: exec needs a program to run")
     _check_program(config.command[0])
+    check_names(config.env)
     env: dict[str, str | None] = dict(entry.split("=", 1) for entry in base["env"])
     if config.tty:
         env.setdefault("TERM", host.term or "xterm")
@@ -247,6 +249,17 @@ def seccomp_profile(config: ContainerConfig, capabilities: Sequence[str], host: 
     if config.seccomp is None:
         return default_profile(granted, host.architecture)
     return user_profile(config.seccomp, granted, architecture=host.architecture, kernel=host.kernel)
+
+
+def check_names(env: Iterable[str]) -> None:
+    """Refuse what cannot name a variable of the environment.
+
+    Raises:
+        UsageError: a name is empty, or holds what would end it.
+    """
+    for name in env:
+        if not name or "=" in name:
+            raise UsageError(f"environment variable {quote(name)}: not a name")
 
 
 def check_text(value: object) -> None:

@@ -245,6 +245,16 @@ def test_exec_starts_from_the_containers_process() -> None:
         build_exec(ExecConfig(command=()), base, host=HOST)
 
 
+def test_exec_unsets_a_variable_and_refuses_what_names_none() -> None:
+    base = spec(env={"A": "1", "B": "2"})["process"]
+    env = build_exec(ExecConfig(command=("sh",), env={"A": None}), base, host=HOST)["env"]
+    assert "B=2" in env
+    assert not [entry for entry in env if entry.startswith("A=")]
+    for name in ("", "A=B"):
+        with pytest.raises(UsageError, match=f'^environment variable "{name}": not a name$'):
+            build_exec(ExecConfig(command=("sh",), env={name: "1"}), base, host=HOST)
+
+
 TEXT = st.text(max_size=8)
 
 
