@@ -19,14 +19,14 @@ from crungo.io.fds import Fd, pipe
 from crungo.openfiles import naming_the_limit
 from crungo.process import Completed, run_to_end
 from crungo.records import Record, replace
-from crungo.runtime.spec import process_arguments
+from crungo.runtime.spec import check_names, process_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-    from crungo.config import ContainerConfig
+    from crungo.config import ContainerConfig, ExecConfig
     from crungo.containers import Container
     from crungo.engine import Engine
 
@@ -87,20 +87,27 @@ class Pool:
         self,
         command: Sequence[str],
         *,
-        env: Mapping[str, str] | None = None,
-        workdir: str | None = None,
+        env: Mapping[str, str | None] | Iterable[str] | None = None,
+        workdir: str | os.PathLike[str] | None = None,
         stdin: bool = False,
     ) -> AsyncIterator[Container]:
         """One of the ready containers, running ``command``, for as long as the block lasts; waits when none is ready.
 
-        ``env`` is added to the environment of the configuration. Raises CommandNotFound or CommandNotExecutable when
-        the command cannot be started, and what a container of this configuration cannot be made for. A container that
-        was killed while it waited is replaced by another one; NotRunning when that happens to all of them.
+        ``env`` is added to the environment of the configuration, and ``workdir`` takes the place of its directory; both
+        in the forms of :class:`crungo.fields.ExecFields`. A container that was killed while it waited is replaced by
+        another one.
+
+        Raises:
+            UsageError: a value is malformed, which costs no container; or the pool's block has been left.
+            CommandNotFound, CommandNotExecutable: the command cannot be started.
+            NotRunning: one container after the other was killed while it waited.
+            CrungoError: what a container of this configuration cannot be made for.
         """
+        order = self._order(command, env=env, workdir=workdir)
         for _ in range(self._size + 1):
             ready = await self._take()
             try:
-                if not await self._hand_over(ready, command, env or {}, workdir, stdin):
+                if not await self._hand_over(ready, order, stdin):
                     continue
                 yield ready.container
                 return
@@ -113,53 +120,59 @@ class Pool:
         command: Sequence[str],
         *,
         input: bytes | None = None,  # noqa: A002 - subprocess's word
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         check: bool = False,
-        env: Mapping[str, str] | None = None,
-        workdir: str | None = None,
+        env: Mapping[str, str | None] | Iterable[str] | None = None,
+        workdir: str | os.PathLike[str] | None = None,
     ) -> Completed:
-        """Run a command to its end in one of the ready containers; arguments as for :meth:`crungo.Engine.run`."""
+        """Run a command to its end in one of the ready containers.
+
+        ``input``, ``timeout`` and ``check`` as for :meth:`crungo.Engine.run`, the others as for :meth:`container`.
+        Waiting for a ready container is part of ``timeout``.
+        """
+        from crungo.fields import duration
+
+        seconds = None if timeout is None else duration(timeout, "timeout")
         container = self.container(command, env=env, workdir=workdir, stdin=input is not None)
-        return await run_to_end(container, input=input, timeout=timeout, check=check)
+        return await run_to_end(container, input=input, timeout=seconds, check=check)
+
+    def _order(self, command: Sequence[str], **given: Any) -> ExecConfig:
+        """What one of the containers is to run, with the image's entrypoint; checked before there is a container."""
+        from crungo.fields import configure_exec
+
+        order = configure_exec(command, given)
+        check_names(order.env)
+        image = None if self._image is None else self._image.config
+        arguments = process_arguments(replace(self._config, command=order.command), image)
+        for text in (*arguments, *order.env, *order.env.values()):
+            if text is not None and "\0" in text:
+                raise UsageError(f"pool: {text!r} holds a null character")
+        return replace(order, command=tuple(arguments))
 
     async def _take(self) -> _Ready:
-        ready = await self._receive.receive()
+        try:
+            ready = await self._receive.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            raise UsageError("pool: used outside its `async with` block") from None
         if isinstance(ready, _Ready):
             return ready
         self._group.start_soon(self._add)
         raise ready
 
-    async def _hand_over(
-        self, ready: _Ready, command: Sequence[str], env: Mapping[str, str], workdir: str | None, stdin: bool
-    ) -> bool:
-        """Have it run ``command``; False if it was killed while it waited, so that another one can run it instead."""
+    async def _hand_over(self, ready: _Ready, order: ExecConfig, stdin: bool) -> bool:
+        """Have it run the command; False if it was killed while it waited, so that another one can run it instead."""
         try:
-            data = self._encoded(ready.container.traits.process, command, env, workdir)
+            data = _encoded(order, ready.container.traits.process)
             if not stdin:
                 os.close(ready.container.stdio.take("stdin"))
             try:
                 await _write(ready.command, data)
             except BrokenPipeError:  # nobody has read to the end, which the command would have begun with
                 return False
-            await ready.container._started(command[0])
+            await ready.container._started(order.command[0])
             return True
         finally:
             self._group.start_soon(self._add)  # its successor; not earlier: that would slow this one down
-
-    def _encoded(
-        self, process: Mapping[str, Any], command: Sequence[str], env: Mapping[str, str], workdir: str | None
-    ) -> bytes:
-        """The command in the form of native/crun.c: the number of arguments, directory, arguments, environment."""
-        config = replace(self._config, command=tuple(command), workdir=workdir or self._config.workdir)
-        image = None if self._image is None else self._image.config
-        arguments = process_arguments(config, image)
-        variables = {**dict(entry.split("=", 1) for entry in process["env"]), **env}
-        parts = [str(len(arguments)), workdir or process["cwd"], *arguments]
-        parts += [f"{name}={value}" for name, value in variables.items()]
-        for part in parts:
-            if "\0" in part:
-                raise UsageError(f"pool: {part!r} holds a null character")
-        return b"".join(os.fsencode(part) + b"\0" for part in parts)
 
     async def _add(self) -> None:
         """Make one container ready; a failure is for whoever takes it."""
@@ -191,6 +204,14 @@ class Pool:
                     if isinstance(ready, _Ready):
                         group.start_soon(ready.aclose)
         self._receive.close()
+
+
+def _encoded(order: ExecConfig, process: Mapping[str, Any]) -> bytes:
+    """A command in the form of native/crun.c: the number of arguments, directory, arguments, environment."""
+    variables = {**dict(entry.split("=", 1) for entry in process["env"]), **order.env}
+    parts = [str(len(order.command)), order.workdir or process["cwd"], *order.command]
+    parts += [f"{name}={value}" for name, value in variables.items() if value is not None]
+    return b"".join(os.fsencode(part) + b"\0" for part in parts)
 
 
 async def _write(command: Fd, data: bytes) -> None:

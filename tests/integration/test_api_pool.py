@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -81,6 +82,65 @@ async def test_exit_codes_and_failures_are_those_of_a_run(crungo: Crungo, busybo
             await pool.run(["sleep", "1000"], timeout=0.2)
         large = "x" * 100_000  # more than a pipe holds; one argument may have 128 KiB
         assert (await pool.run(["sh", "-c", 'echo "${#1} ${#2}"', "sh", large, large])).stdout == b"100000 100000\n"
+
+
+async def test_a_command_has_the_forms_of_an_exec(crungo: Crungo, busybox_reference: str) -> None:
+    async with (
+        Engine(root=crungo.root, run=crungo.run) as engine,
+        engine.pool(busybox_reference, 1, env={"BASE": "1", "GONE": "1"}) as pool,
+    ):
+        script = 'echo "$BASE $EXTRA ${GONE-unset}"; pwd'
+        result = await pool.run(["sh", "-c", script], env=["EXTRA=2", "GONE"], workdir=Path("/tmp"), timeout="1m")
+        assert result.stdout == b"1 2 unset\n/tmp\n"
+        result = await pool.run(["sh", "-c", script], env={"EXTRA": "2", "GONE": None})
+        assert result.stdout == b"1 2 unset\n/\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"command": "echo x"}, "^command: a list of arguments is expected, not 'echo x'$"),
+        ({"command": ["echo", 1]}, "^command: a text is expected, not 1$"),
+        ({"command": ["a\0b"]}, "null character"),
+        ({"env": {"A": 1}}, "^env A: a text is expected, not 1$"),
+        ({"env": {"A=B": "1"}}, '^environment variable "A=B": not a name$'),
+        ({"env": {"A": "\0"}}, "null character"),
+        ({"workdir": "tmp"}, "not an absolute path"),
+        ({"timeout": "soon"}, "not a time"),
+    ],
+    ids=str,
+)
+async def test_what_is_refused_costs_no_container(
+    crungo: Crungo, busybox_reference: str, wrong: dict[str, Any], message: str
+) -> None:
+    async with (
+        Engine(root=crungo.root, run=crungo.run) as engine,
+        engine.pool(busybox_reference, 1) as pool,
+    ):
+        before = {process.pid for process in descendants()}
+        with pytest.raises(UsageError, match=message):
+            await pool.run(**{"command": ["true"], **wrong})
+        assert {process.pid for process in descendants()} == before
+
+
+async def test_an_entrypoint_takes_the_command(crungo: Crungo, busybox_reference: str) -> None:
+    async with (
+        Engine(root=crungo.root, run=crungo.run) as engine,
+        engine.pool(busybox_reference, 1, entrypoint=["echo", "x"]) as echo,
+        engine.pool(busybox_reference, 1, entrypoint="/nope") as nope,
+    ):
+        assert (await echo.run(["y"])).stdout == b"x y\n"
+        assert (await echo.run([])).stdout == b"x\n"
+        with pytest.raises(CommandNotFound, match='exec "/nope": no such file or directory'):
+            await nope.run(["y"])
+
+
+async def test_a_pool_ends_with_its_block(crungo: Crungo, busybox_reference: str) -> None:
+    async with Engine(root=crungo.root, run=crungo.run) as engine:
+        async with engine.pool(busybox_reference, 1) as pool:
+            pass
+        with pytest.raises(UsageError, match=r"^pool: used outside its `async with` block$"):
+            await pool.run(["true"])
 
 
 async def test_what_a_pool_cannot_be_made_of(crungo: Crungo, busybox_reference: str) -> None:
