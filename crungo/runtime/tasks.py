@@ -308,17 +308,19 @@ class Unpacking:
         self.spawner = spawner
         self.channel = channel
         self.pidfd = -1
+        subject = "its directory"
         try:
             # By its path, hence in our mount namespace: the child clones the mount, which it could of no other.
             directory = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
+                subject = "its process"
                 wanted = (fds[0], directory, channel.fileno())
                 pid = spawner.unpack(wanted, limit=request["limit"], size=request["size"])
                 self.pidfd = spawner.adopt(pid, self._ended)
             finally:
                 os.close(directory)
         except OSError as error:
-            reason = f"its directory: {error.strerror}"
+            reason = f"{subject}: {error.strerror}"
             wire.send_text(channel, {"event": "error", "name": "", "reason": reason, "errno": error.errno or 0})
             channel.close()
             return

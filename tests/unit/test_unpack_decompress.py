@@ -42,11 +42,11 @@ def _decompressor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         assert _program.wait() == 0
 
 
-def pieces(blob: bytes, *, limit: int, step: int | None) -> Iterator[bytes]:
+def pieces(blob: bytes, *, limit: int, step: int, piece: int) -> Iterator[bytes]:
     source, sink = _program.stdin, _program.stdout
     assert source is not None
     assert sink is not None
-    source.write(struct.pack("=4Q", limit, PIECE, step or 1 << 30, len(blob)) + blob)
+    source.write(struct.pack("=4Q", limit, piece, step, len(blob)) + blob)
     source.flush()
     while length := struct.unpack("=q", sink.read(8))[0]:
         if length < 0:
@@ -54,10 +54,10 @@ def pieces(blob: bytes, *, limit: int, step: int | None) -> Iterator[bytes]:
         yield sink.read(length)
 
 
-def unpack(blob: bytes, *, limit: int = 1 << 30, step: int | None = None) -> bytes:
-    """All of the stream, with reads of at most ``step`` bytes."""
-    found = list(pieces(blob, limit=limit, step=step))
-    assert all(len(piece) <= PIECE for piece in found)
+def unpack(blob: bytes, *, limit: int = 1 << 30, step: int = 1 << 30, piece: int = PIECE) -> bytes:
+    """All of the stream, with reads of at most ``step`` bytes, in pieces of at most ``piece``."""
+    found = list(pieces(blob, limit=limit, step=step, piece=piece))
+    assert all(len(each) <= piece for each in found)
     return b"".join(found)
 
 
@@ -92,16 +92,25 @@ def test_plain() -> None:
 @given(
     st.lists(st.tuples(st.sampled_from(range(3)), st.binary(max_size=3000)), min_size=1, max_size=6),
     st.integers(1, 200),
+    st.integers(8, 5000),
     st.integers(0, 40),
 )
-@settings(max_examples=60)
-def test_members_and_frames_in_any_pieces(parts: list[tuple[int, bytes]], step: int, zeros: int) -> None:
+@settings(max_examples=100)
+def test_members_and_frames_in_any_pieces(parts: list[tuple[int, bytes]], step: int, piece: int, zeros: int) -> None:
     """Several members of gzip, or frames of zstd with skippable ones between, padded with zeros, read in any steps."""
     data = b"".join(part for _, part in parts)
     gz = b"".join(gzip.compress(part) for _, part in parts)
-    assert unpack(gz + b"\0" * zeros, step=step) == data
+    assert unpack(gz + b"\0" * zeros, step=step, piece=piece) == data
     frames = b"".join(COMPRESSORS[1 + kind % 2](part) + skippable(b"s" * kind, 0x50 + kind) for kind, part in parts)
-    assert unpack(skippable(b"first") + frames + b"\0" * zeros, step=step) == data
+    assert unpack(skippable(b"first") + frames + b"\0" * zeros, step=step, piece=piece) == data
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS, ids=NAMES)
+def test_output_that_has_no_room_when_the_input_ends(compress: Callable[[bytes], bytes]) -> None:
+    """A decoder keeps what does not fit, and may have taken all of the blob by then."""
+    for length in range(1, 300):
+        data = NOISE[: length % 7] + b"x" * length
+        assert unpack(compress(data), piece=64) == data
 
 
 def test_zeros_between_members() -> None:

@@ -210,8 +210,12 @@ take_order (struct order *order, int fds[DESCRIPTORS])
       = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof (control.bytes) };
   struct cmsghdr *header;
   size_t n_fds;
+  ssize_t n;
 
-  if (recvmsg (ORDERS_FD, &message, MSG_CMSG_CLOEXEC) != sizeof (*order))
+  do
+    n = recvmsg (ORDERS_FD, &message, MSG_CMSG_CLOEXEC);
+  while (n < 0 && errno == EINTR);
+  if (n != sizeof (*order))
     _exit (0);
   header = CMSG_FIRSTHDR (&message);
   if (header == NULL || header->cmsg_type != SCM_RIGHTS)
