@@ -116,6 +116,9 @@ def call(parsed: Parsed, context: Context) -> int:
     if not _may_be_unchanged(options, context):
         # The helper, which unpacks, starts on another core while this process imports what it needs.
         spawner = SpawnerProcess.start(context.roots)
+    from crungo.cli.later import leave_for_later
+
+    leave_for_later()
     from crungo.cli.pulling import execute
 
     return execute(options, context, Prepared(here=here, hosts=hosts, ahead=ahead, spawner=spawner))

@@ -256,6 +256,24 @@ def test_verbs_without_a_network_import_none(words: list[str], tmp_path: Path) -
     assert done.returncode == 0, done.stderr
 
 
+def test_what_is_left_for_later_is_there_when_it_is_asked_for() -> None:
+    code = (
+        "import sys\n"
+        "from crungo.cli.later import leave_for_later\n"
+        "leave_for_later()\n"
+        "import httpcore, httpx\n"
+        "names = ('certifi.core', 'idna.core')\n"
+        "assert not any(name in sys.modules for name in names)\n"
+        "assert httpcore.default_ssl_context().cert_store_stats()['x509_ca'] > 0\n"
+        "assert httpx.URL('http://b\\xfccher/').raw_host == b'xn--bcher-kva'\n"
+        "assert all(name in sys.modules for name in names)\n"
+        "import certifi, idna\n"
+        "assert certifi.where() and idna.IDNAError.__mro__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_entry_imports_nothing_by_itself() -> None:
     code = "import sys; before = set(sys.modules); import crungo.__main__; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
