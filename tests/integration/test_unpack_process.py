@@ -68,6 +68,14 @@ def test_bytes_beyond_the_end_are_not_the_blobs(layer: Path) -> None:
     refused(running.finish(), "fewer than announced")
 
 
+def test_more_descriptors_than_an_order_has(layer: Path) -> None:
+    """The kernel aligns what it passes: room for three is room for four."""
+    blob = layer.with_name("layer.blob")
+    blob.write_bytes(archive(Entry(name=b"f")))
+    running = Running(blob, layer, more=1, size=blob.stat().st_size)
+    accepted(running.finish())
+
+
 def test_the_child_is_locked_in(layer: Path) -> None:
     """Seen from outside while it waits for more: its root, capabilities, filter; and no library of the layer's."""
     blob = layer.with_name("layer.blob")

@@ -32,12 +32,13 @@ _server = UnpackServer()  # before any test looks at which processes and descrip
 
 
 class Running:
-    """A child that unpacks; the caller says how much of the blob there is."""
+    """A child that unpacks; the caller says how much of the blob there is. ``more`` descriptors come with its order."""
 
-    def __init__(self, blob: Path, directory: Path, **options: Any) -> None:
+    def __init__(self, blob: Path, directory: Path, *, more: int = 0, **options: Any) -> None:
         options = {"limit": 1 << 40, "size": None, **options}
         self.channel, its = wire.pair()
         fds = [os.open(blob, os.O_RDONLY), os.open(directory, os.O_RDONLY | os.O_DIRECTORY), its.detach()]
+        fds += [os.dup(fds[0]) for _ in range(more)]
         self.pid = _server.order(fds, **options)
         for fd in fds:
             os.close(fd)

@@ -206,8 +206,11 @@ take_order (struct order *order, int fds[DESCRIPTORS])
     struct cmsghdr align;
   } control;
   struct iovec part = { .iov_base = order, .iov_len = sizeof (*order) };
-  struct msghdr message
-      = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof (control.bytes) };
+  /* Not CMSG_SPACE: what aligns an odd number of descriptors has room for one more. */
+  struct msghdr message = { .msg_iov = &part,
+                            .msg_iovlen = 1,
+                            .msg_control = control.bytes,
+                            .msg_controllen = CMSG_LEN (DESCRIPTORS * sizeof (int)) };
   struct cmsghdr *header;
   size_t n_fds;
   ssize_t n;
