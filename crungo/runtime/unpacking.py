@@ -78,7 +78,7 @@ class ChannelUnpacking:
         try:
             message = self._channel.receive_text()
         except ValueError:
-            raise LayerError("layer: its unpacker sent nonsense") from None
+            raise _nonsense() from None
         if message.get("event") == "unpacked":
             return _unpacked(message)
         raise _error(message)
@@ -94,16 +94,21 @@ def _unpacked(message: dict[str, int | str]) -> Unpacked:
     numbers = [message.get(name) for name in ("unpacked_size", "entries", "opaque")]
     checked = [number for number in numbers if isinstance(number, int) and number >= 0]
     if len(checked) < len(numbers) or not is_digest(diff_id):
-        raise LayerError("layer: its unpacker sent nonsense")
+        raise _nonsense()
     return Unpacked(diff_id=diff_id, unpacked_size=checked[0], entries=checked[1], opaque=bool(checked[2]))
 
 
 def _error(message: dict[str, int | str]) -> CrungoError:
-    """What an ``error`` event of the child, or an ``ended`` of the spawner, means."""
+    """What an ``error`` event of the child means, or an ``ended``, the spawner's or in its name."""
     if message.get("event") == "ended":
-        return _ended(int(message["code"]))
+        code = message.get("code")
+        return _ended(code) if isinstance(code, int) else _nonsense()
     text = failure_text(message)
     return StoreError(f"unpack: {text}") if message.get("errno") else LayerError(text)
+
+
+def _nonsense() -> LayerError:
+    return LayerError("layer: its unpacker sent nonsense")
 
 
 def failure_text(message: dict[str, int | str]) -> str:
