@@ -331,9 +331,11 @@ async def run_to_end(
     from crungo.fields import check_input
 
     check_input(input)
-    with anyio.fail_after(timeout):
+    with anyio.move_on_after(timeout) as scope:
         async with process as running:
             result = await running.communicate(input)
+    if scope.cancelled_caught:
+        raise TimeoutError(f"not done within {timeout:g} seconds")
     if check and result.returncode != 0:
         raise CommandFailed(result.returncode, result.stdout, result.stderr)
     return result

@@ -53,7 +53,7 @@ async def test_errors_of_a_run(crungo: Crungo, busybox_reference: str) -> None:
         with pytest.raises(UsageError, match="memory"):
             await api.run(busybox_reference, ["true"], memory="lots")
         start = time.monotonic()
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"^not done within 0.3 seconds$"):
             await api.run(busybox_reference, ["sleep", "1000"], timeout=0.3)
         assert time.monotonic() - start < 10
         async with api.container(busybox_reference, ["sleep", "1000"], name="taken"):
