@@ -137,8 +137,8 @@ class Places:
                 lock = _lock(f"{self.containers}/{holder}")
                 if lock is None and os.path.isdir(f"{self.containers}/{holder}"):
                     raise NameInUse(
-                        f'The container name "{name}" is already in use by container "{holder}". You have to remove '
-                        "(or rename) that container to be able to reuse that name."
+                        f'The container name "{name}" is already in use by container "{holder}"; it is free '
+                        "when that one has ended"
                     )
                 if lock is not None:
                     os.close(lock)

@@ -137,8 +137,8 @@ def test_a_name_belongs_to_one_container(crungo: Crungo, busybox_reference: str,
         assert process.stdout.readline() == b"up\n"
         done = crungo("run", "--name", "unique", busybox_reference, "true", check=125)
         assert done.stderr == (
-            f'crungo: The container name "unique" is already in use by container "{(tmp_path / "id").read_text()}". '
-            "You have to remove (or rename) that container to be able to reuse that name.\n"
+            f'crungo: The container name "unique" is already in use by container "{(tmp_path / "id").read_text()}"; '
+            "it is free when that one has ended\n"
         )
         crungo("run", "--name", "another", busybox_reference, "true", check=0)
         process.stdin.close()

@@ -23,7 +23,7 @@ def places(tmp_path: Path) -> Places:
 
 def test_a_name_is_taken_until_it_is_released(places: Places) -> None:
     one = places.claim(ONE, "web")
-    with pytest.raises(NameInUse, match=f'"web" is already in use by container "{ONE}"'):
+    with pytest.raises(NameInUse, match=f'"web" is already in use by container "{ONE}"; it is free when'):
         places.claim(TWO, "web")
     assert not os.path.exists(f"{places.containers}/{TWO}"), "a refused claim left its directory"
     one.remove()
