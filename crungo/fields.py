@@ -198,8 +198,8 @@ def _converted(given: Mapping[str, Any], known: frozenset[str], base: ContainerC
 def _suggestion(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # on the way to an error, time is of no matter
 
-    found = get_close_matches(name, sorted(known), n=1)
-    return f": did you mean {found[0]!r}?" if found else ""
+    found = {_ELSEWHERE.get(name, "")} & set(known) or get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {next(iter(found))!r}?" if found else ""
 
 
 def _mounts(given: Mapping[str, Any]) -> list[Mount]:
@@ -306,6 +306,16 @@ def _listed(kind: type[Record]) -> frozenset[str]:
 _MOUNTS = frozenset(("mounts", "volumes", "tmpfs"))
 _KNOWN = _listed(ContainerConfig) | _MOUNTS
 _KNOWN_EXEC = _listed(ExecConfig)
+# What flags, subprocess and others call a field that has another name here.
+_ELSEWHERE = {
+    "cwd": "workdir",
+    "environment": "env",
+    "interactive": "stdin",
+    "mem_limit": "memory",
+    "net": "network",
+    "security_opt": "seccomp",
+    "terminal": "tty",
+}
 # Where None is a value; elsewhere it says the same as leaving the keyword out.
 _NONE = frozenset(name for name, field in fields(ContainerConfig).items() if field.default is None) | {"pids_limit"}
 _CONVERTERS: dict[str, Callable[[object, str], Any]] = {

@@ -90,7 +90,8 @@ def test_wrong_values_are_refused_in_one_line(wrong: dict[str, Any]) -> None:
     assert next(iter(wrong)).rstrip("s") in str(caught.value)
 
 
-@pytest.mark.parametrize(("word", "meant"), [("memroy", "memory"), ("volume", "volumes"), ("read_onyl", "read_only")])
+@pytest.mark.parametrize(("word", "meant"), [("memroy", "memory"), ("volume", "volumes"), ("read_onyl", "read_only"),
+    ("interactive", "stdin"), ("environment", "env"), ("net", "network"), ("cwd", "workdir")])  # fmt: skip
 def test_an_unknown_keyword_is_told_what_was_meant(word: str, meant: str) -> None:
     with pytest.raises(UsageError, match=f"^unknown keyword '{word}': did you mean '{meant}'\\?$"):
         configure("image", None, {word: "1"})
@@ -101,6 +102,8 @@ def test_an_unknown_keyword_that_is_like_no_other() -> None:
         configure("image", None, {"xyzzy": "1"})
     with pytest.raises(UsageError, match=r"^unknown keyword 'usr': did you mean 'user'"):
         configure_exec(["x"], {"usr": "1"})
+    with pytest.raises(UsageError, match=r"^unknown keyword 'mem_limit'$"):
+        configure_exec(["x"], {"mem_limit": "1"})
 
 
 @pytest.mark.parametrize("good", [None, b"", b"x", bytearray(b"x"), memoryview(b"x")])
