@@ -84,6 +84,8 @@ ABSENT = {
     ),
     **dict.fromkeys(split("build buildx commit export import load push save"), _PULLED),
     **dict.fromkeys(split("compose kube network pod swarm volume"), _ALONE),
+    "history": "crungo inspect tells the layers",
+    "info": "crungo system df tells what is on disk",
     "version": "crungo --version tells it",
 }
 """What users of docker and podman may try, and why it is not here."""

@@ -43,6 +43,10 @@ VERB = Verb(
     ),
     arguments=(Argument(name="IMAGE", help="Images: NAME[:TAG] or NAME@DIGEST.", many=True),),
     epilog="Digest, status and full name of each image are printed on stdout, the progress on stderr.",
+    absent={
+        "--creds": "crungo login stores credentials, and --authfile names a file of them",
+        "--tls-verify": "registries.conf says which registries are insecure",
+    },
 )
 
 

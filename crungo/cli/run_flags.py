@@ -127,13 +127,20 @@ FLAGS = (
 
 _ATTENDED = "a container ends with the command that runs it"
 _TWO_NETWORKS = "a container has no network but its own loopback, or the host's (--network none|host)"
+_CPUS = "the limit of processors is --cpus"
 _OWN = "a container has namespaces of its own"
 
 ABSENT = {
     **dict.fromkeys(("-d", "--detach", "--restart", "--replace"), _ATTENDED),
     **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--ip", "--network-alias"), _TWO_NETWORKS),
+    **dict.fromkeys(("--link", "--ip6", "--mac-address"), _TWO_NETWORKS),
+    **dict.fromkeys(("-c", "--cpu-shares", "--cpu-quota", "--cpu-period", "--cpuset-cpus", "--cpuset-mems"), _CPUS),
+    **dict.fromkeys(("-a", "--attach"), "output is attached anyway, and input with -i"),
+    **dict.fromkeys(("--log-driver", "--log-opt"), "the command's output is that of crungo run, and nothing keeps it"),
+    **dict.fromkeys(("--health-cmd", "--no-healthcheck"), "nothing asks for the command's health"),
     **dict.fromkeys(("--userns", "--pid", "--ipc", "--uts", "--cgroupns"), _OWN),
     "--volumes-from": "volumes are paths of the host (-v HOST:PATH)",
+    "--runtime": "libcrun is built in",
     "--gpus": "name device nodes instead (--device)",
 }
 """What users of docker and podman may try, and why it is not here."""

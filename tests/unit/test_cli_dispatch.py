@@ -65,6 +65,17 @@ def crungo(*words: str, environ: dict[str, str] | None = None) -> subprocess.Com
             None,
         ),
         (["build", "."], "build is not supported: images are pulled, and made elsewhere", None),
+        (["info"], "info is not supported: crungo system df tells what is on disk", None),
+        (
+            ["run", "--cpuset-cpus", "0", "x"],
+            "--cpuset-cpus is not supported: the limit of processors is --cpus",
+            "run",
+        ),
+        (
+            ["pull", "--tls-verify=false", "x"],
+            "--tls-verify is not supported: registries.conf says which registries are insecure",
+            "pull",
+        ),
         (["compose"], "compose is not supported: each container runs on its own", None),
     ],
 )
