@@ -8,6 +8,7 @@ import gzip
 import os
 import struct
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -69,6 +70,27 @@ def skippable(data: bytes, kind: int = 0x50) -> bytes:
     return bytes([kind]) + b"\x2a\x4d\x18" + len(data).to_bytes(4, "little") + data
 
 
+def gzip_of(
+    data: bytes,
+    *,
+    flags: int = 0,
+    extra: bytes | None = None,
+    name: bytes | None = None,
+    comment: bytes | None = None,
+    checksum: bool = False,
+    method: int = 8,
+    error: int = 0,
+) -> bytes:
+    """A member with whatever a header may hold (RFC 1952, 2.3); ``error`` is what its checksum is wrong by."""
+    flags |= 2 * checksum + 4 * (extra is not None) + 8 * (name is not None) + 16 * (comment is not None)
+    header = b"\x1f\x8b" + bytes([method, flags]) + b"\0\0\0\0\0\xff"
+    header += b"" if extra is None else len(extra).to_bytes(2, "little") + extra
+    header += b"".join(text + b"\0" for text in (name, comment) if text is not None)
+    if checksum:
+        header += (zlib.crc32(header) + error & 0xFFFF).to_bytes(2, "little")
+    return header + gzip.compress(data)[10:]
+
+
 COMPRESSORS: list[Callable[[bytes], bytes]] = [gzip.compress, zstd, lambda data: zstd(data, write_checksum=True)]
 NAMES = ["gzip", "zstd", "zstd-checksum"]
 TEXT = b"".join(b"%d lines\n" % n for n in range(100_000))
@@ -111,6 +133,58 @@ def test_output_that_has_no_room_when_the_input_ends(compress: Callable[[bytes],
     for length in range(1, 300):
         data = NOISE[: length % 7] + b"x" * length
         assert unpack(compress(data), piece=64) == data
+
+
+fields = st.none() | st.binary(max_size=60) | st.just(b"long" * 10_000)
+texts = fields.map(lambda field: None if field is None else field.replace(b"\0", b"0"))
+
+
+@given(
+    st.lists(
+        st.builds(
+            gzip_of,
+            st.just(b"content"),
+            flags=st.integers(0, 1),
+            extra=fields,
+            name=texts,
+            comment=texts,
+            checksum=st.booleans(),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 200),
+)
+@settings(max_examples=60)
+def test_a_gzip_header_in_any_pieces(members: list[bytes], step: int) -> None:
+    """All that a header may hold, wherever a read ends: layers that are fetched file by file have such members."""
+    assert unpack(b"".join(members), step=step) == b"content" * len(members)
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+@pytest.mark.parametrize(
+    "blob",
+    [
+        gzip_of(b"x", method=7),
+        gzip_of(b"x", flags=0x20),
+        gzip_of(b"x", flags=0x80),
+        gzip_of(b"x", checksum=True, error=1),
+        gzip_of(b"x", checksum=True, name=b"name", error=0x100),
+    ],
+    ids=["method", "reserved", "encrypted", "checksum", "name and checksum"],
+)
+def test_a_gzip_header_that_is_wrong(blob: bytes, step: int) -> None:
+    for before in (b"", gzip.compress(b"first")):
+        with pytest.raises(Refused, match=r"the gzip stream is damaged: an (invalid header|unknown method)"):
+            unpack(before + blob, step=step)
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_a_gzip_header_that_is_cut_off(step: int) -> None:
+    header = gzip_of(b"", extra=b"extra", name=b"name", comment=b"comment", checksum=True)[:-10]
+    for length in range(2, len(header)):
+        with pytest.raises(Refused, match="the gzip stream ends early"):
+            unpack(header[:length], step=step)
 
 
 def test_zeros_between_members() -> None:

@@ -1,5 +1,6 @@
 #include "decompress.h"
 
+#include <crc.h>
 #include <igzip_lib.h>
 #include <zstd.h>
 
@@ -10,7 +11,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAGIC 6 /* bytes that tell any compression */
+#define MAGIC 6   /* bytes that tell any compression */
+#define BEGIN 4   /* bytes that a member or frame begins with, which tell what it is */
+#define HEADER 10 /* bytes of gzip's, before what not every header has */
+
+/* What else such a header has (RFC 1952). */
+enum
+{
+  HEADER_CHECKSUM = 1 << 1,
+  HEADER_EXTRA = 1 << 2,
+  HEADER_NAME = 1 << 3,
+  HEADER_COMMENT = 1 << 4,
+  HEADER_RESERVED = 0xe0
+};
 
 static const struct
 {
@@ -30,6 +43,7 @@ struct crungo_decompressor
   bool pending; /* its decoder may have bytes to give without taking any */
   ZSTD_DStream *zstd;
   struct inflate_state gzip;
+  uint32_t checksum; /* of the header */
   size_t at, end, room;
   unsigned char input[];
 };
@@ -118,6 +132,88 @@ inflate_error (int status)
     }
 }
 
+static void
+begin_inflating (struct inflate_state *gzip)
+{
+  isal_inflate_init (gzip);
+  gzip->crc_flag = ISAL_GZIP_NO_HDR_VER; /* checksum and length, after the data, are verified */
+}
+
+static ssize_t
+fail_damaged (struct crungo_decompressor *d, int status)
+{
+  return fail (d, 0, "the gzip stream is damaged: %s", inflate_error (status));
+}
+
+static ssize_t
+fail_early (struct crungo_decompressor *d)
+{
+  return fail (d, 0, "the gzip stream ends early");
+}
+
+/* Pass over so many bytes of a header, or over a text and the zero that ends it where that comes first. */
+static int
+pass (struct crungo_decompressor *d, size_t size, bool text)
+{
+  while (size > 0)
+    {
+      ssize_t n = have (d, 1);
+      if (n <= 0)
+        return n < 0 ? -1 : (int) fail_early (d);
+      size_t passed = (size_t) n < size ? (size_t) n : size;
+      const unsigned char *start = d->input + d->at, *zero = text ? memchr (start, 0, passed) : NULL;
+      if (zero != NULL)
+        size = passed = (size_t) (zero + 1 - start);
+      d->checksum = crc32_gzip_refl (d->checksum, start, passed);
+      d->at += passed;
+      size -= passed;
+    }
+  return 0;
+}
+
+/* A number of two bytes, which stay where they are: or -1. */
+static int
+number (struct crungo_decompressor *d)
+{
+  ssize_t n = have (d, 2);
+
+  if (n < 2)
+    return n < 0 ? -1 : (int) fail_early (d);
+  return d->input[d->at] | d->input[d->at + 1] << 8;
+}
+
+/* Read a member's header, whose first bytes are in hand. ISA-L would forget, where a read ends within one, which fields
+   are to come. */
+static int
+read_header (struct crungo_decompressor *d)
+{
+  const unsigned method = d->input[d->at + 2], flags = d->input[d->at + 3];
+  int value;
+
+  if (method != 8)
+    return (int) fail_damaged (d, ISAL_UNSUPPORTED_METHOD);
+  if (flags & HEADER_RESERVED)
+    return (int) fail_damaged (d, ISAL_INVALID_WRAPPER);
+  d->checksum = 0;
+  if (pass (d, HEADER, false) < 0)
+    return -1;
+  if (flags & HEADER_EXTRA && ((value = number (d)) < 0 || pass (d, 2 + (size_t) value, false) < 0))
+    return -1;
+  if (flags & HEADER_NAME && pass (d, SIZE_MAX, true) < 0)
+    return -1;
+  if (flags & HEADER_COMMENT && pass (d, SIZE_MAX, true) < 0)
+    return -1;
+  if (flags & HEADER_CHECKSUM)
+    {
+      if ((value = number (d)) < 0)
+        return -1;
+      if ((uint32_t) value != (d->checksum & 0xffff))
+        return (int) fail_damaged (d, ISAL_INVALID_WRAPPER);
+      d->at += 2;
+    }
+  return 0;
+}
+
 /* Begin the next member: 1, 0 at the blob's end, -1 with the fault. */
 static int
 begin_member (struct crungo_decompressor *d)
@@ -126,12 +222,16 @@ begin_member (struct crungo_decompressor *d)
 
   if (more <= 0)
     return more;
-  if (have (d, 2) < 0)
+  ssize_t n = have (d, BEGIN);
+  if (n < 0)
     return -1;
   if (! begins (d, "\x1f\x8b", 2))
     return (int) fail (d, 0, "garbage follows the gzip stream");
-  isal_inflate_init (&d->gzip);
-  d->gzip.crc_flag = ISAL_GZIP; /* header, checksum and length are verified */
+  if (n < BEGIN)
+    return (int) fail_early (d);
+  if (read_header (d) < 0)
+    return -1;
+  begin_inflating (&d->gzip);
   d->inside = true;
   return 1;
 }
@@ -151,7 +251,7 @@ next_of_gzip (struct crungo_decompressor *d, unsigned char *output, size_t size)
       if (! d->inside)
         status = begin_member (d);
       else if (! d->pending && (status = (int) have (d, 1)) == 0)
-        status = (int) fail (d, 0, "the gzip stream ends early");
+        status = (int) fail_early (d);
       if (status < 0 && filled == 0)
         return -1;
       if (status <= 0)
@@ -163,7 +263,7 @@ next_of_gzip (struct crungo_decompressor *d, unsigned char *output, size_t size)
       status = isal_inflate (&d->gzip);
       if (status != ISAL_DECOMP_OK)
         {
-          fail (d, 0, "the gzip stream is damaged: %s", inflate_error (status));
+          fail_damaged (d, status);
           return filled > 0 ? (ssize_t) filled : -1;
         }
       d->at = d->end - d->gzip.avail_in;
@@ -189,7 +289,7 @@ is_zstd (const struct crungo_decompressor *d)
 static int
 begin_frame (struct crungo_decompressor *d)
 {
-  if (have (d, 4) < 0)
+  if (have (d, BEGIN) < 0)
     return -1;
   d->inside = is_zstd (d);
   if (d->inside)
@@ -278,12 +378,11 @@ look (struct crungo_decompressor *d)
 void
 crungo_decompress_prepare (void)
 {
-  /* One letter by gzip. */
-  unsigned char blob[] = "\x1f\x8b\x08\0\0\0\0\0\x02\xff\xab\0\0\x83\x16\xdc\x8c\x01\0\0\0", letter;
+  /* One letter by gzip, without the header. */
+  unsigned char blob[] = "\xab\0\0\x83\x16\xdc\x8c\x01\0\0\0", letter;
   static struct inflate_state gzip;
 
-  isal_inflate_init (&gzip);
-  gzip.crc_flag = ISAL_GZIP;
+  begin_inflating (&gzip);
   gzip.next_in = blob;
   gzip.avail_in = sizeof (blob) - 1;
   gzip.next_out = &letter;
