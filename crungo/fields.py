@@ -37,7 +37,7 @@ Pairs = Mapping[str, str] | Iterable[str]
 
 
 class ContainerFields(TypedDict, total=False):
-    """The keywords of calls that make a container: the fields of :class:`crungo.ContainerConfig`, and three more.
+    """The keywords of calls that make a container: the fields of :class:`crungo.ContainerConfig`, and two more.
 
     ``volumes`` and ``tmpfs`` take the text of ``-v`` and ``--tmpfs`` and are added to ``mounts``, whose entries may be
     text of ``--mount``. In ``env``, the value ``None`` unsets a variable; in a list, ``"X"`` copies the caller's.

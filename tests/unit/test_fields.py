@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crungo
+from crungo.cli.run_flags import FLAGS
 from crungo.config import ContainerConfig, Device, ExecConfig, Mount, Ulimit
 from crungo.errors import UsageError
 from crungo.fields import ContainerFields, ExecFields, check_input, configure, configure_exec, duration, limits_of
@@ -144,6 +146,16 @@ def test_the_typed_keywords_are_the_fields() -> None:
     own = {"image", "command"}
     assert set(ContainerFields.__annotations__) - extra == fields(ContainerConfig).keys() - own
     assert set(ExecFields.__annotations__) == fields(ExecConfig).keys() - own
+
+
+def test_the_reference_has_each_keyword_with_its_flag() -> None:
+    text = (Path(__file__).parents[2] / "docs/reference/configuration.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(--[a-z-]+)` )?\|", text, re.MULTILINE)
+    assert [keyword for keyword, _ in rows] == list(ContainerFields.__annotations__)
+    assert {flag for _, flag in rows} - {""} <= {flag.name for flag in FLAGS}
+    for keyword, flag in rows:
+        alike = flag.removeprefix("--").replace("-", "_")
+        assert alike in (keyword, keyword.removesuffix("s"), "interactive", "security_opt", ""), keyword
 
 
 def test_exec_takes_the_same_forms() -> None:
