@@ -43,10 +43,22 @@ if TYPE_CHECKING:
     from crungo.errors import SpawnerDied as SpawnerDied
     from crungo.errors import StoreError as StoreError
     from crungo.errors import UsageError as UsageError
+    from crungo.image.reference import Reference as Reference
+    from crungo.image.store import Image as Image
+    from crungo.image.store import Removal as Removal
     from crungo.io.output import Output as Output
     from crungo.pool import Pool as Pool
     from crungo.process import Completed as Completed
     from crungo.process import Process as Process
+    from crungo.registry.progress import ImageDone as ImageDone
+    from crungo.registry.progress import ImageResolved as ImageResolved
+    from crungo.registry.progress import LayerDone as LayerDone
+    from crungo.registry.progress import LayerProgress as LayerProgress
+    from crungo.registry.progress import LayerRetry as LayerRetry
+    from crungo.registry.progress import Progress as Progress
+    from crungo.registry.progress import ProgressEvent as ProgressEvent
+    from crungo.registry.pull import PullLimits as PullLimits
+    from crungo.registry.retry import RetryPolicy as RetryPolicy
     from crungo.runtime.stats import Stats as Stats
     from crungo.shortcuts import configure as configure
     from crungo.shortcuts import container as container
@@ -70,12 +82,18 @@ _PLACES = {
     "ExecConfig": "crungo.config",
     "FileError": "crungo.errors",
     "HostError": "crungo.errors",
+    "Image": "crungo.image.store",
+    "ImageDone": "crungo.registry.progress",
     "ImageError": "crungo.errors",
     "ImageInUse": "crungo.errors",
     "ImageNotFound": "crungo.errors",
     "ImageNotKnown": "crungo.errors",
+    "ImageResolved": "crungo.registry.progress",
     "InvalidReference": "crungo.errors",
+    "LayerDone": "crungo.registry.progress",
     "LayerError": "crungo.errors",
+    "LayerProgress": "crungo.registry.progress",
+    "LayerRetry": "crungo.registry.progress",
     "LibcrunError": "crungo.errors",
     "Mount": "crungo.config",
     "NameInUse": "crungo.errors",
@@ -84,7 +102,13 @@ _PLACES = {
     "Output": "crungo.io.output",
     "Pool": "crungo.pool",
     "Process": "crungo.process",
+    "Progress": "crungo.registry.progress",
+    "ProgressEvent": "crungo.registry.progress",
+    "PullLimits": "crungo.registry.pull",
+    "Reference": "crungo.image.reference",
     "RegistryError": "crungo.errors",
+    "Removal": "crungo.image.store",
+    "RetryPolicy": "crungo.registry.retry",
     "SpawnerDied": "crungo.errors",
     "Stats": "crungo.runtime.stats",
     "StoreError": "crungo.errors",

@@ -1,7 +1,8 @@
 """What a pull tells while it runs: frozen events, given to a plain callable on the event loop.
 
 Per image: ``ImageResolved``, then per layer any number of ``LayerProgress`` (ten per second at most, and each change of
-phase) and one ``LayerDone``, then ``ImageDone``. A pull that fails ends without the last.
+phase) and one ``LayerDone``, then ``ImageDone``. A pull that fails ends without the last; one that finds here what the
+registry has gives nothing but the last.
 """
 
 from __future__ import annotations
