@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from crungo.registry.hosts import Hosts
     from crungo.runtime.requests import SpawnerProcess
 
-__all__ = ["VERB", "Prepared", "PullOptions", "answer", "call", "to_options"]
+__all__ = ["IMAGES_AT_ONCE", "VERB", "Prepared", "PullOptions", "answer", "call", "to_options"]
+
+IMAGES_AT_ONCE = 3
+"""Each downloads several layers at once; more images would only share the same line."""
 
 VERB = Verb(
     name="pull",
@@ -143,6 +146,7 @@ def _connect(options: PullOptions, hosts: Hosts, here: Mapping[str, str]) -> Ahe
     from crungo.registry.urls import parse_url
 
     ahead = Ahead()
+    opened: dict[str, int] = {}  # connections by base URL: one for each image that is pulled at once
     if options.policy == "never":
         return ahead
     for name in options.images:
@@ -152,8 +156,10 @@ def _connect(options: PullOptions, hosts: Hosts, here: Mapping[str, str]) -> Ahe
             first, *others = hosts.endpoints(Reference.parse(hosts.expand(name)))
             for endpoint in (first, *others):
                 url = parse_url(endpoint.base_url)
-                if endpoint.registry == first.registry and is_far(url.netloc):
+                count = opened.get(endpoint.base_url, 0)
+                if endpoint.registry == first.registry and count < IMAGES_AT_ONCE and is_far(url.netloc):
                     ahead.open(url.host, url.port, 1)  # one for each scheme that it may be spoken to with
+                    opened[endpoint.base_url] = count + 1
     return ahead
 
 

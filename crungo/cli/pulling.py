@@ -16,7 +16,7 @@ import anyio
 
 from crungo.cli.messages import report
 from crungo.cli.output import emit
-from crungo.cli.pull import answer
+from crungo.cli.pull import IMAGES_AT_ONCE, answer
 from crungo.errors import CrungoError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from crungo.runtime.requests import SpawnerProcess
 
 __all__ = ["execute"]
-
-IMAGES_AT_ONCE = 3
-"""Each downloads several layers at once; more images would only share the same line."""
 
 STDERR = 2
 

@@ -43,6 +43,10 @@ class Ahead:
         """Begin to open so many connections; returns at once. What fails is found by who takes it."""
         self._openings.setdefault((host, port), []).append(_Opening(host, port, count))
 
+    def count(self, host: str, port: int) -> int:
+        """How many connections are under way, or wait, and were not taken yet."""
+        return sum(opening.count() for opening in self._openings.get((host, port), []))
+
     async def take(self, host: str, port: int) -> tuple[list[Address], socket.socket] | None:
         """The addresses of a server, and a socket that connects, or is connected, to the first of them.
 
@@ -94,6 +98,13 @@ class _Opening:
             threading.Thread(target=self._resolve, name="resolve", daemon=True).start()
         else:
             self.resolved.set()
+
+    def count(self) -> int:
+        """How many there are, or will be when the name is known."""
+        with self._changing:
+            if not self.resolved.is_set():
+                return self._count
+            return len(self._sockets) if time.monotonic() < self._until else 0
 
     def take(self) -> socket.socket | None:
         with self._changing:

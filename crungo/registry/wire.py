@@ -92,7 +92,8 @@ class Wire:
         Not where that is a matter of microseconds, or of a proxy.
         """
         url = parse_url(text)
-        missing = count - sum(transport.idle(url) for transport in self._transports.values())
+        missing = count - self._ahead.count(url.host, url.port)
+        missing -= sum(transport.idle(url) for transport in self._transports.values())
         if missing > 0 and is_far(url.netloc):
             self._ahead.open(url.host, url.port, missing)
 

@@ -15,6 +15,7 @@ import httpcore
 import pytest
 
 from crungo.cli import pull as cli
+from crungo.image.reference import Reference
 from crungo.registry import ahead as module
 from crungo.registry import wire
 from crungo.registry.ahead import Ahead
@@ -249,6 +250,29 @@ async def test_idle_connections_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     assert opened == [2]
 
 
+@pytest.mark.usefixtures("far")
+async def test_connections_that_are_under_way_are_counted(
+    ahead: Ahead, listener: socket.socket, names: dict[str, Callable[[int], list[Any]]]
+) -> None:
+    """For the image before, which was not there, or while another one comes: the next does with what was opened."""
+    go, port = threading.Event(), port_of(listener)
+
+    def slow(port: int) -> list[Any]:
+        go.wait(5)
+        return at("127.0.0.1")(port)
+
+    names["registry.test"] = slow
+    async with RegistryClient(hosts=Hosts(), certificates=(), ahead=ahead) as registry:
+        for at_once in (2, 3, 3):
+            await registry.prepare_blobs(Reference.parse(f"registry.test:{port}/x"), at_once=at_once)
+        assert ahead.count("registry.test", port) == 3
+        go.set()
+        found = await ahead.take("registry.test", port)
+        assert found is not None
+        found[1].close()
+        assert ahead.count("registry.test", port) == 2
+
+
 async def test_none_where_they_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_arguments: object) -> None:
         raise AssertionError
@@ -298,6 +322,7 @@ def test_the_command_opens_one_for_each_scheme(monkeypatch: pytest.MonkeyPatch) 
     assert seen("alpine") == [("registry-1.docker.io", 443)]
     assert seen("localhost:5000/x", "blocked.test/x") == []
     assert seen("secure.test/x", "other.test/x", here=("secure.test/x",)) == [("other.test", 443)]
+    assert seen(*(f"secure.test/x{n}" for n in range(9))) == [("secure.test", 443)] * 3, "for so many at once"
     assert seen("secure.test/x", policy="missing") == [("secure.test", 443)]
     assert seen("secure.test/x", policy="never") == [], "no registry is to be asked"
     monkeypatch.setenv("https_proxy", "http://proxy.test")
