@@ -124,8 +124,9 @@ class Container(Process):
 
         Arguments as for :meth:`crungo.Engine.run`, errors as for :meth:`exec`, and TimeoutError and CommandFailed.
         """
-        from crungo.fields import duration
+        from crungo.fields import check_input, duration
 
+        check_input(input, tty=bool(fields.get("tty")))
         if input is not None:
             fields["stdin"] = True
         seconds = None if timeout is None else duration(timeout, "timeout")

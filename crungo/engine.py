@@ -177,11 +177,12 @@ class Engine:
             NameInUse: another container has the name.
             RegistryError, ImageError: the image is missing and cannot be pulled.
         """
-        from crungo.fields import configure, duration
+        from crungo.fields import check_input, configure, duration
 
         if input is not None:
             fields["stdin"] = True
         config = configure(image, command, fields)
+        check_input(input, tty=config.tty)
         seconds = None if timeout is None else duration(timeout, "timeout")
         return await run_to_end(self.container(config), input=input, timeout=seconds, check=check)
 

@@ -136,13 +136,17 @@ def text_of(value: object, name: str) -> str:
     return value
 
 
-def check_input(value: object) -> None:
+def check_input(value: object, *, tty: bool = False) -> None:
     """Refuse as the input of a program what is not bytes, before there is a program.
 
     Raises:
-        UsageError: it is something else; of a text, also what to do.
+        UsageError: it is something else, or the program gets a terminal; also what to do.
     """
-    if value is None or isinstance(value, (bytes, bytearray, memoryview)):
+    if value is None:
+        return
+    if tty:  # which has no end that could be sent
+        raise UsageError("input: a program with a terminal has none; hold its block, and send to its `terminal`")
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return
     if isinstance(value, str):
         raise UsageError("input: bytes are expected, not a text; its encode() makes them")

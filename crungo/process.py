@@ -113,10 +113,16 @@ class Process:
         return OutputPieces({name: stream for name, stream in streams.items() if stream is not None}, max_bytes)
 
     async def communicate(self, input: bytes | None = None) -> Completed:  # noqa: A002 - subprocess's word
-        """Send ``input`` to the program, collect what it writes until it closes its streams, and wait for its end."""
+        """Send ``input`` to the program, collect what it writes until it closes its streams, and wait for its end.
+
+        What a terminal shows is ``stdout``.
+
+        Raises:
+            UsageError: ``input`` is something else than bytes, or the program has a terminal.
+        """
         from crungo.fields import check_input
 
-        check_input(input)
+        check_input(input, tty=self.terminal is not None)
         collected: dict[str, bytes | None] = {"stdout": None, "stderr": None}
 
         async def collect(name: str, stream: ByteReceiveStream) -> None:

@@ -52,10 +52,18 @@ async def test_errors_of_a_run(crungo: Crungo, busybox_reference: str) -> None:
             await api.run(busybox_reference, ["/etc/passwd"])
         with pytest.raises(UsageError, match="memory"):
             await api.run(busybox_reference, ["true"], memory="lots")
+        with pytest.raises(UsageError, match=r"^input: a program with a terminal has none"):
+            await api.run(busybox_reference, ["head", "-n", "1"], tty=True, input=b"x\n", timeout=30)
         start = time.monotonic()
         with pytest.raises(TimeoutError, match=r"^not done within 0.3 seconds$"):
             await api.run(busybox_reference, ["sleep", "1000"], timeout=0.3)
         assert time.monotonic() - start < 10
+        async with api.container(busybox_reference, ["sleep", "1000"]) as box:
+            with pytest.raises(UsageError, match=r"^input: a program with a terminal has none"):
+                await box.run(["head", "-n", "1"], tty=True, input=b"x\n", timeout=30)
+            async with box.exec(["head", "-n", "1"], tty=True) as head:
+                with pytest.raises(UsageError, match=r"^input: a program with a terminal has none"):
+                    await head.communicate(b"x\n")
         async with api.container(busybox_reference, ["sleep", "1000"], name="taken"):
             with pytest.raises(NameInUse):
                 await api.run(busybox_reference, ["true"], name="taken")

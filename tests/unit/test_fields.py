@@ -113,6 +113,12 @@ def test_input_is_bytes(good: Any) -> None:
     check_input(good)
 
 
+def test_a_program_with_a_terminal_has_no_input() -> None:
+    check_input(None, tty=True)
+    with pytest.raises(UsageError, match=r"^input: a program with a terminal has none; .* `terminal`$"):
+        check_input(b"x", tty=True)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
