@@ -75,7 +75,12 @@ class Engine:
         that a missing image causes. ``credentials`` maps registries (``host[:port]``, perhaps with a repository behind
         it) to user name and password; others are looked up in ``authfile``, else where docker and podman file theirs.
         ``pull_limits`` and ``retry`` are those of every pull. ``spawner`` hands over one that was started before.
+
+        Raises:
+            UsageError: ``start_limit`` is less than 1.
         """
+        if start_limit < 1:
+            raise UsageError(f"engine: a start_limit of at least 1 is expected, not {start_limit}")
         self.roots = Roots.default(root=root, run=run)
         self._start_limit = start_limit
         self._progress = progress
@@ -293,14 +298,19 @@ class Engine:
         :mod:`crungo.registry.progress`. Cancelling keeps what is complete, for the next pull to go on with.
 
         Raises:
-            InvalidReference, UsageError: the reference or the platform is malformed.
+            InvalidReference, UsageError: the reference, the policy or the platform is malformed, or the engine's
+                ``authfile`` is not there.
             ImageNotKnown: the policy is ``never``, and the image is not here.
             ImageNotFound, AuthenticationError, RegistryError: the registry has no such image, or refused, or failed.
             ImageError: the image is malformed, not what its digests say, or not for the platform.
             StoreError: the store is full or damaged.
         """
         from crungo.images import credentials_of, obtain
+        from crungo.parsing.host import parse_platform, parse_pull
 
+        parse_pull(policy, flag="policy")
+        if platform is not None:
+            platform = parse_platform(platform, flag="platform")
         given = bool(self._credentials or self._authfile)
         return await obtain(
             reference,

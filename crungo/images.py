@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from crungo.errors import CrungoError
+from crungo.errors import CrungoError, UsageError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 
@@ -71,7 +71,12 @@ def credentials_of(given: Mapping[str, tuple[str, str]], authfile: str | os.Path
 
     What is not there is looked up in ``authfile`` (the format of docker's ``config.json``), or without one in the files
     of docker and podman.
+
+    Raises:
+        UsageError: ``authfile`` is not there.
     """
+    if authfile is not None and not os.path.exists(authfile):
+        raise UsageError(f"authfile {os.fspath(authfile)}: no such file")
     from crungo.registry.authfiles import Credentials
     from crungo.registry.credentials import Credential, lookup_keys
 
