@@ -208,7 +208,7 @@ class Container(Process):
 
     async def put(
         self,
-        path: str,
+        path: str | os.PathLike[str],
         data: bytes | os.PathLike[str] | AsyncIterable[bytes],
         *,
         mode: int | None = None,
@@ -231,7 +231,7 @@ class Container(Process):
 
         await Files(self).put(path, data, mode=mode, owner=owner)
 
-    async def get(self, path: str, *, limit: int = GET_LIMIT) -> bytes:
+    async def get(self, path: str | os.PathLike[str], *, limit: int = GET_LIMIT) -> bytes:
         """The content of a regular file of the container, at most ``limit`` bytes; links are followed inside it.
 
         Raises:
@@ -243,10 +243,15 @@ class Container(Process):
         return await Files(self).get(path, limit)
 
     async def put_archive(
-        self, path: str, stream: AsyncIterable[bytes], *, owner: tuple[int, int] | None = None
+        self,
+        path: str | os.PathLike[str],
+        data: bytes | AsyncIterable[bytes],
+        *,
+        owner: tuple[int, int] | None = None,
     ) -> None:
         """Unpack a tar archive (plain, gzip, bzip2 or xz) into a directory of the container, made if it is missing.
 
+        ``data`` is the archive, as bytes or as an asynchronous stream of them.
         Names are relative to it; ``..`` is refused, and so are devices. ``owner`` replaces the owners in the archive.
 
         Raises:
@@ -255,9 +260,9 @@ class Container(Process):
         """
         from crungo.files import Files
 
-        await Files(self).put_archive(path, stream, owner=owner)
+        await Files(self).put_archive(path, data, owner=owner)
 
-    def get_archive(self, path: str) -> AbstractAsyncContextManager[ByteReceiveStream]:
+    def get_archive(self, path: str | os.PathLike[str]) -> AbstractAsyncContextManager[ByteReceiveStream]:
         """A file or directory of the container as a tar archive: a byte stream, for as long as the block lasts.
 
         The names in it begin with the last part of ``path``. Sockets are left out, and so is what is mounted on

@@ -21,6 +21,7 @@ from anyio.abc import ByteReceiveStream
 from anyio.lowlevel import checkpoint
 
 from crungo.errors import FileError, HostError, NotRunning, UsageError
+from crungo.fields import text_of
 from crungo.io.fds import Fd, pipe, widen
 from crungo.io.streams import FdReceiveStream, FdSendStream
 from crungo.openfiles import naming_the_limit
@@ -49,7 +50,7 @@ class Files:
 
     async def put(
         self,
-        path: str,
+        path: str | os.PathLike[str],
         data: bytes | os.PathLike[str] | AsyncIterable[bytes],
         *,
         mode: int | None,
@@ -58,6 +59,7 @@ class Files:
         """See :meth:`crungo.Container.put`."""
         if isinstance(data, str):
             raise UsageError("put: bytes, a pathlib.Path or a stream of bytes is expected, not a text")
+        path = text_of(path, "path")
         what = f"put {path}"
         with self._tree(what) as tree:
             if isinstance(data, os.PathLike):
@@ -71,21 +73,29 @@ class Files:
                         await _call(what, new.write, chunk)
                 await _call(what, new.finish, mode, owner)
 
-    async def get(self, path: str, limit: int) -> bytes:
+    async def get(self, path: str | os.PathLike[str], limit: int) -> bytes:
         """See :meth:`crungo.Container.get`."""
+        path = text_of(path, "path")
         what = f"get {path}"
         with self._tree(what) as tree:
             return await _call(what, _read, tree, path, limit)
 
-    async def put_archive(self, path: str, stream: AsyncIterable[bytes], *, owner: tuple[int, int] | None) -> None:
+    async def put_archive(
+        self, path: str | os.PathLike[str], data: bytes | AsyncIterable[bytes], *, owner: tuple[int, int] | None
+    ) -> None:
         """See :meth:`crungo.Container.put_archive`."""
+        if isinstance(data, (str, os.PathLike)):
+            raise UsageError(f"put archive: bytes or a stream of bytes is expected, not {data!r:.100}")
+        path = text_of(path, "path")
         what = f"put archive {path}"
+        stream = _pieces(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
         with self._tree(what) as tree:
             await _consume(what, stream, partial(_unpack, tree, path, owner))
 
     @asynccontextmanager
-    async def get_archive(self, path: str) -> AsyncIterator[ByteReceiveStream]:
+    async def get_archive(self, path: str | os.PathLike[str]) -> AsyncIterator[ByteReceiveStream]:
         """See :meth:`crungo.Container.get_archive`."""
+        path = text_of(path, "path")
         what = f"get archive {path}"
         with self._tree(what) as tree:
             os.close(await _call(what, tree.locate, path))  # what is not there is said before the block begins
@@ -109,6 +119,10 @@ class Files:
             yield tree
         finally:
             tree.close()
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 async def _put_local(tree: Tree, path: str, local: str, *, mode: int | None, owner: tuple[int, int] | None) -> None:

@@ -7,7 +7,7 @@ import os
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import anyio
 import pytest
@@ -59,6 +59,17 @@ async def test_bytes_files_and_streams(crungo: Crungo, busybox_reference: str, t
         assert await container.get("/srv/file") == await container.get("srv/../srv/stream") == large
         assert await container.get("/etc/hostname") == container.id[:12].encode() + b"\n"
         assert b"sleep" in await container.get("/proc/1/cmdline")
+
+
+async def test_a_path_inside_may_be_a_path_and_an_archive_bytes(crungo: Crungo, busybox_reference: str) -> None:
+    async with sleeping(crungo, busybox_reference) as container:
+        place = PurePosixPath("/srv/of/ours")
+        await container.put(place / "file", b"one")
+        assert await container.get(place / "file") == b"one"
+        async with container.get_archive(place) as stream:
+            archive = b"".join([chunk async for chunk in stream])
+        await container.put_archive(PurePosixPath("/copy"), archive)
+        assert await container.get("/copy/ours/file") == b"one"
 
 
 async def test_a_mounted_file_is_overwritten_in_place(crungo: Crungo, busybox_reference: str) -> None:
@@ -140,6 +151,12 @@ async def test_limits_and_wrong_arguments(crungo: Crungo, busybox_reference: str
             await container.get("/dev/../bin/busybox", limit=0)
         with pytest.raises(UsageError):
             await container.put("/x", "text")  # type: ignore[arg-type]
+        for wrong_archive in ("text", tmp_path):
+            with pytest.raises(UsageError, match=r"^put archive: bytes or a stream of bytes is expected, not "):
+                await container.put_archive("/x", wrong_archive)  # type: ignore[arg-type]
+        for wrong_path in (5, b"/x"):
+            with pytest.raises(UsageError, match=r"^path: a text is expected, not "):
+                await container.get(wrong_path)  # type: ignore[arg-type]
         for wrong in (tmp_path / "missing", tmp_path / "fifo"):
             with pytest.raises(FileError, match="read"), anyio.fail_after(5):
                 await container.put("/x", wrong)
