@@ -142,8 +142,17 @@ class Spawner:
         return self.adopt(pid, then)
 
     def adopt(self, pid: int, then: Callable[[int], None]) -> int:
-        """Watch a child until its end, and call ``then`` with its exit code; its pidfd until then."""
-        pidfd = os.pidfd_open(pid)
+        """Watch a child until its end, and call ``then`` with its exit code; its pidfd until then.
+
+        Raises:
+            OSError: no descriptor is left; the child has been killed.
+        """
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         self._children.add(pid)
 
         def ended() -> None:

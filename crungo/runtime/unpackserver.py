@@ -8,7 +8,7 @@ import os
 import sys
 
 from crungo.runtime import wire
-from crungo.runtime.forkserver import start_server
+from crungo.runtime.forkserver import SIGKILL, start_server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class UnpackServer:
         Raises:
             OSError: it cannot be started.
         """
-        self._socket, _ = start_server("crungo-unpack", kind=_socket.SOCK_SEQPACKET)
+        self._socket, self._pid = start_server("crungo-unpack", kind=_socket.SOCK_SEQPACKET)
 
     def order(self, fds: Sequence[int], *, limit: int, size: int | None, user_xattrs: bool = False) -> int:
         """Have a layer unpacked: the process id of the child that does it.
@@ -37,8 +37,8 @@ class UnpackServer:
         host's root.
 
         Raises:
-            BrokenPipeError, ConnectionResetError: the server has ended.
-            OSError: there is no room for another process.
+            BrokenPipeError, ConnectionResetError: the server has ended, and has not seen the order.
+            OSError: there is no room for another process, or the server was killed over it.
         """
         order = b"".join(
             number.to_bytes(length, sys.byteorder)
@@ -47,7 +47,12 @@ class UnpackServer:
         self._socket.sendmsg([order], wire.rights(fds), _socket.MSG_NOSIGNAL)
         answer = self._socket.recv(4)
         if not answer:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            # It may have forked a child, which nobody knows, and which would write beside that of another try.
+            try:
+                os.killpg(self._pid, SIGKILL)
+            except ProcessLookupError:
+                pass
+            raise OSError(errno.EIO, "what forks it was killed")
         pid = int.from_bytes(answer, sys.byteorder, signed=True)
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid))
