@@ -26,17 +26,18 @@ import crungo
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to run; ``fields`` are keywords of ``Engine.container``."""
+    """What to run, without a ``command`` the image's own; ``fields`` are keywords of ``Engine.container``."""
 
     name: str
     image: str
-    command: list[str]
+    command: list[str] | None
     fields: dict[str, Any]
 
     @classmethod
     def parse(cls, line: str) -> Job:
         fields = json.loads(line)
-        return cls(name=fields.pop("name"), image=fields.pop("image"), command=fields.pop("command"), fields=fields)
+        name, image, command = fields.pop("name"), fields.pop("image"), fields.pop("command", None)
+        return cls(name=name, image=image, command=command, fields=fields)
 
 
 @dataclass(frozen=True, kw_only=True)

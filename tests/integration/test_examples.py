@@ -118,6 +118,7 @@ def test_the_job_runner(busybox_reference: str, environment: None, tmp_path: Pat
     jobs += [{"name": f"more{n}", "image": busybox_reference, "command": ["echo", str(n)]} for n in range(12)]
     jobs.append({"name": "bad", "image": busybox_reference, "command": ["sh", "-c", "printf oops >&2; exit 4"]})
     jobs.append({"name": "none", "image": busybox_reference, "command": ["nothing-like-it"]})
+    jobs.append({"name": "own", "image": busybox_reference, "entrypoint": ["echo", "no command"]})
     text = "".join(json.dumps(job) + "\n" for job in jobs)
     done = subprocess.run(
         jobs_command("-"), input=text, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -128,8 +129,8 @@ def test_the_job_runner(busybox_reference: str, environment: None, tmp_path: Pat
         f"job{n} | {word}" for n in range(8) for word in ("start", "end")
     )
     assert {f"more{n} | {n}" for n in range(12)} <= set(printed)
-    assert "bad ! oops" in printed
-    assert printed[-1].startswith("22 jobs, 2 failed, ")
+    assert {"bad ! oops", "own | no command"} <= set(printed)
+    assert printed[-1].startswith("23 jobs, 2 failed, ")
     assert sorted(done.stderr.splitlines()) == [
         "bad: exit code 4",
         'none: exec "nothing-like-it": executable file not found in $PATH',
