@@ -12,6 +12,7 @@ Invariant: one task reads a stream at a time, and every wait ends by data, by it
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -86,6 +87,8 @@ class SocketStream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         """The same connection after a TLS handshake of at most ``timeout`` seconds; this stream is used up."""
         try:
+            # Of a socket with a failure, ssl would leave the descriptor to the garbage collector.
+            _raise_failure(self._socket, "TLS")
             secured = ssl_context.wrap_socket(
                 self._socket, server_hostname=server_hostname, do_handshake_on_connect=False
             )
@@ -247,10 +250,15 @@ async def _connect(address: Address, begun: socket.socket | None) -> socket.sock
     sock = begun or begin(*address)
     try:
         await anyio.wait_writable(sock)
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, f"connection to {address[1][0]} failed")
+        _raise_failure(sock, f"connection to {address[1][0]}")
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _raise_failure(sock: socket.socket, what: str) -> None:
+    """Raise what a socket has met with since it was last asked."""
+    error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, f"{what} failed: {os.strerror(error).lower()}")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import ssl
+import struct
 import subprocess
 from pathlib import Path
 
+import anyio
+import httpcore
 import pytest
 
 from crungo.errors import RegistryError
 from crungo.image.reference import Reference
 from crungo.registry.hosts import Hosts, Registry
+from crungo.registry.sockets import SocketStream
 from tests.support.scripted import (
     BLOB,
     MANIFEST,
@@ -136,3 +142,20 @@ async def test_a_proxy_is_used_but_not_for_this_machine(monkeypatch: pytest.Monk
                 async for chunk in stream.chunks():
                     assert chunk
                     break
+
+
+async def test_a_connection_that_was_reset_before_its_handshake_is_closed() -> None:
+    """ssl leaves the descriptor of such a socket to the garbage collector."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    sock.setblocking(False)
+    await anyio.wait_readable(sock)
+    number = sock.fileno()
+    with pytest.raises(httpcore.ConnectError) as caught:
+        await SocketStream(sock).start_tls(ssl.create_default_context(), "registry.test", 5)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    assert "reset" in str(caught.value)
