@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from crungo.errors import RegistryError, UsageError
 from crungo.image.reference import Reference
 from crungo.registry.hostfiles import Certificates, find_certificates, load_hosts
-from crungo.registry.hosts import Hosts, Registry, host_of, is_loopback, parse_registries_conf
+from crungo.registry.hosts import Hosts, Registry, _read_aliases, host_of, is_loopback, parse_registries_conf
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -247,3 +248,36 @@ def test_certificates(tmp_path: Path) -> None:
     (place / "client.cert").rename(place / "client.key")
     with pytest.raises(UsageError, match="its certificate is missing"):
         find_certificates("reg.example:5000", folders)
+
+
+PIECES = [
+    *'[]"=#\\ab',
+    "\t",
+    " ",
+    "\r",
+    "\n",
+    "\r\n",
+    "\x7f",
+    "\x0b",
+    "\u2028",
+    "é",
+    "[aliases]\n",
+    '"a" = "b"\n',
+    "# c\n",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+def test_a_document_of_aliases_is_read_as_any_toml(text: str) -> None:
+    """What is read without tomllib, which takes a while to import, is what it would have read."""
+    found = _read_aliases(text)
+    if found is not None:
+        assert found == tomllib.loads(text)
+
+
+def test_what_distributions_ship_is_read_without_tomllib() -> None:
+    text = '# short names\n\n[aliases]\n  # a\n  "a" = "docker.io/library/a" # b\n\t"b-c"="quay.io/b/c"\n'
+    assert _read_aliases(text) == {"aliases": {"a": "docker.io/library/a", "b-c": "quay.io/b/c"}}
+    assert _read_aliases("# [[registry]]\r\n# insecure = true\r\n") == {}
+    for other in ('[aliases]\na = "b"', '"a" = "b"', "[aliases]\n[aliases]", '[aliases]\n"a"="b"\n"a"="b"', "x = 1"):
+        assert _read_aliases(other) is None
