@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Download", "Line"]
 
 _SEGMENT = 16 << 20  # bytes
-_FIRST_SEGMENT = 4 << 20  # shorter: how fast it comes decides about what follows
+_FIRST_SEGMENT = 4 << 20  # shorter: how fast it comes decides about what follows …
+_STAGGER = 8  # … and of so many lengths, up to twice that: where all end at once, the line waits for the next requests
 _LAST_SEGMENT = 256 << 10  # what segments shrink to where connections are slow …
 _SHARE = 16  # … being this part of what is left, so that the last of them end at about the same time
 _MOST_CONNECTIONS = 4  # per blob
@@ -53,11 +54,13 @@ _PROGRESS = 64 << 10  # bytes after which a broken connection counts as a new fi
 class Line(Record, frozen=False):
     """What the downloads of a pull share: ``connections`` at once, and the bytes that nobody has asked for yet.
 
-    ``left`` is an estimate: another process may fetch some of them, and what broke off is asked for again.
+    ``left`` is an estimate: another process may fetch some of them, and what broke off is asked for again. ``begun``:
+    how many of them there were so far.
     """
 
     connections: anyio.Semaphore
     left: int
+    begun: int = 0
 
 
 class Download:
@@ -88,6 +91,7 @@ class Download:
         self._available = available
         self._missing: deque[tuple[int, int]] = deque()  # and nobody is fetching it
         self._rate: float | None = None
+        self._turn = 0
         self._sequential = False
         self._helpers = 0
         self._announced = 0
@@ -103,6 +107,8 @@ class Download:
         """
         here = self._part.extents.total()
         self._line.left -= here
+        self._turn = self._line.begun % _STAGGER
+        self._line.begun += 1
         self._tracker.at("downloading", here)
         await self._announce()
         while self._plan():
@@ -134,7 +140,7 @@ class Download:
     def _length(self) -> int:
         """How many bytes the next segment should have."""
         if self._rate is None:
-            return _FIRST_SEGMENT
+            return _FIRST_SEGMENT + _FIRST_SEGMENT * self._turn // _STAGGER
         if self._rate >= _SLOW:
             return _SEGMENT
         return min(_SEGMENT, max(_LAST_SEGMENT, self._line.left // _SHARE))

@@ -84,6 +84,18 @@ async def test_segments_shrink_at_the_end_of_the_pull_and_not_of_each_layer(
 
 
 @pytest.mark.usefixtures("small_segments")
+async def test_first_segments_do_not_end_at_once(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(300_000, 310_000, 320_000)
+    text = registry.add(source)
+    await get(text, make_store(tmp_path), client, limits=PullLimits(layers=3))
+    layers = source.document["layers"]
+    firsts = {min(sent.request.range or (0, 0) for sent in registry.requests(layer["digest"])) for layer in layers}
+    assert firsts == {(0, 50_000), (0, 56_250), (0, 62_500)}
+
+
+@pytest.mark.usefixtures("small_segments")
 async def test_large_layer_without_ranges(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     source = layered(2_000_000)
     text = registry.add(source)
