@@ -20,6 +20,7 @@ import os
 import select
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
@@ -30,7 +31,7 @@ from crungo.io.fds import Kind, kind_of, widen
 from crungo.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["Ending", "Pump", "PumpResult", "pump", "together"]
 
@@ -166,25 +167,14 @@ class Pump:
         poll.register(self._sink, select.POLLOUT)
         ready = {fd for fd, _ in poll.poll(0)}
         if self._source not in ready:
-            return "waited" if await self._wait_source_fd() else "finished"
+            wait = partial(anyio.wait_readable, self._source)
+            return "waited" if await self._wait_source(self._source, wait) else "finished"
         if self._sink not in ready:
-            self._awaited = {self._sink: select.POLLOUT}
-            await anyio.wait_writable(self._sink)
-            self._start_slice()
+            await self._wait_sink(self._sink, partial(anyio.wait_writable, self._sink))
             return "waited"
         await checkpoint()
         self._start_slice()
         return "both"
-
-    async def _wait_source_fd(self) -> bool:
-        if self._finishing:
-            return False
-        with anyio.CancelScope() as self._idle:
-            self._awaited = {self._source: select.POLLIN}
-            await anyio.wait_readable(self._source)
-        self._idle = None
-        self._start_slice()
-        return True
 
     # --- terminals ---------------------------------------------------------------------------------------------
 
@@ -207,10 +197,10 @@ class Pump:
                 self._tap(stop.read)
             match stop.why:
                 case "empty":
-                    if not await self._wait_source(source):
+                    if not await self._wait_source(source.fd, source.wait):
                         return self._end("finished")
                 case "full":
-                    await self._wait_sink(sink)
+                    await self._wait_sink(sink.fd, sink.wait)
                 case "turn":
                     await self._yield()
                 case "again":
@@ -242,7 +232,7 @@ class Pump:
             try:
                 count = read(buffer)
             except BlockingIOError:
-                if not await self._wait_source(source):
+                if not await self._wait_source(source.fd, source.wait):
                     return self._end("finished")
                 continue
             except OSError as error:
@@ -267,26 +257,27 @@ class Pump:
         # The buffer belongs to the thread: what must survive an await has to leave it.
         left = memoryview(bytes(left))
         while left:
-            await self._wait_sink(sink)
+            await self._wait_sink(sink.fd, sink.wait)
             count = sink.write(left)
             self.moved += count
             left = left[count:]
 
     # --- both --------------------------------------------------------------------------------------------------
 
-    async def _wait_source(self, source: Source) -> bool:
+    async def _wait_source(self, fd: int, wait: Callable[[], Awaitable[None]]) -> bool:
+        """Wait for what is read from; False if that has been finished instead."""
         if self._finishing:
             return False
         with anyio.CancelScope() as self._idle:
-            self._awaited = {source.fd: select.POLLIN}
-            await source.wait()
+            self._awaited = {fd: select.POLLIN}
+            await wait()
         self._idle = None
         self._start_slice()
         return True
 
-    async def _wait_sink(self, sink: Sink) -> None:
-        self._awaited = {sink.fd: select.POLLOUT}
-        await sink.wait()
+    async def _wait_sink(self, fd: int, wait: Callable[[], Awaitable[None]]) -> None:
+        self._awaited = {fd: select.POLLOUT}
+        await wait()
         self._start_slice()
 
     def _start_slice(self) -> None:
