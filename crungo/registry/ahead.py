@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 from crungo.registry.hosts import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from typing import Any, TypeAlias
 
     Address: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]
 
-__all__ = ["Ahead", "alternating", "begin", "is_far", "may_be_proxied"]
+__all__ = ["Ahead", "alternating", "begin", "is_far", "known_addresses", "may_be_proxied"]
 
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _FRESH = 10.0  # seconds for which a server may be trusted to wait for a first request
@@ -93,7 +93,7 @@ class _Opening:
         self._changing = threading.Lock()
         self._until = 0.0
         try:
-            self._connect(socket.AI_NUMERICHOST)
+            self._connect(known_addresses(host, port))
         except (socket.gaierror, UnicodeError):  # a name; the resolver says what is wrong with it
             threading.Thread(target=self._resolve, name="resolve", daemon=True).start()
         else:
@@ -124,16 +124,14 @@ class _Opening:
 
     def _resolve(self) -> None:
         try:
-            self._connect(0)
+            host, port = self._name
+            self._connect(alternating(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
         except (OSError, UnicodeError) as error:
             self.problem = error if isinstance(error, OSError) else socket.gaierror(socket.EAI_NONAME, str(error))
         finally:
             self.resolved.set()
 
-    def _connect(self, flags: int) -> None:
-        host, port = self._name
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-        addresses = alternating([(family, address) for family, _, _, _, address in found])
+    def _connect(self, addresses: list[Address]) -> None:
         with self._changing:
             for place, address in enumerate(addresses):
                 with suppress(OSError):
@@ -165,8 +163,19 @@ def begin(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.sock
     return sock
 
 
-def alternating(addresses: Sequence[Address]) -> list[Address]:
-    """The addresses in the resolver's order, but families in turn: a broken IPv6 costs one head start, not many."""
+def known_addresses(host: str, port: int) -> list[Address]:
+    """The addresses of a host that is named by its address, which nobody has to be asked for.
+
+    Raises:
+        socket.gaierror, UnicodeError: it is a name.
+    """
+    return alternating(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+
+
+def alternating(found: Iterable[tuple[Any, ...]]) -> list[Address]:
+    """The addresses of a resolver's answers (``socket.getaddrinfo``), in its order, but families in turn: a broken IPv6
+    costs one head start, not many."""
+    addresses: list[Address] = [(family, address) for family, _, _, _, address in found]
     first = [entry for entry in addresses if entry[0] == addresses[0][0]]
     others = [entry for entry in addresses if entry[0] != addresses[0][0]]
     mixed: list[Address] = []

@@ -24,7 +24,7 @@ import anyio.lowlevel
 import httpcore
 
 from crungo.openfiles import LIMITS
-from crungo.registry.ahead import alternating, begin
+from crungo.registry.ahead import alternating, begin, known_addresses
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable
@@ -197,9 +197,7 @@ class SocketBackend(httpcore.AsyncNetworkBackend):
                 begun = await self._ahead.take(host, port)
                 if begun is not None:
                     return SocketStream(await _race(*begun))
-                found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                addresses = [(family, address) for family, _, _, _, address in found]
-                return SocketStream(await _race(alternating(addresses)))
+                return SocketStream(await _race(await _resolve(host, port)))
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout:g} seconds") from error
         except (OSError, UnicodeError, OverflowError) as error:  # of a bad name, of a port beyond 65535
@@ -210,6 +208,14 @@ class SocketBackend(httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """Part of httpcore's interface."""
         await anyio.sleep(seconds)
+
+
+async def _resolve(host: str, port: int) -> list[Address]:
+    """The addresses of a server, in the order to try them in."""
+    try:
+        return known_addresses(host, port)
+    except (socket.gaierror, UnicodeError):  # a name, which takes the resolver, and that a thread
+        return alternating(await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM))
 
 
 async def _race(addresses: list[Address], first: socket.socket | None = None) -> socket.socket:

@@ -7,7 +7,7 @@ a proxy, everything goes through httpx.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio.to_thread
 import httpcore
@@ -69,6 +69,9 @@ class Transport:
     next byte comes. ``proxied``: through the proxies that the environment names. ``ahead``: where connections may be
     under way already, its owner's to close.
     """
+
+    kind: ClassVar[type[Streams] | None] = None
+    """What sends streams, once it is imported."""
 
     def __init__(
         self, *, context: ssl.SSLContext | None, connect: float, stall: float, proxied: bool, ahead: Ahead
@@ -135,7 +138,9 @@ class Transport:
 
     async def _opened(self) -> Streams:
         if self._streams is None:
-            kind = await anyio.to_thread.run_sync(import_streams)
+            kind = Transport.kind
+            if kind is None:
+                kind = await anyio.to_thread.run_sync(import_streams)
             self._streams = self._streams or kind(
                 pool=None if self._proxied else self._pool, context=self._context, timeout=self._timeout
             )
@@ -146,4 +151,5 @@ def import_streams() -> type[Streams]:
     """Import httpx, which is best done before it is needed, in a worker thread."""
     from crungo.registry.streams import Streams
 
+    Transport.kind = Streams
     return Streams
