@@ -21,6 +21,7 @@ from crungo.image.locks import lock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from hashlib import _Hash
 
     from crungo.image.layout import Layout
 
@@ -138,6 +139,8 @@ class Part:
         self._destination = destination
         self._gone = False
         self._threaded = False
+        self._sum: _Hash | None = None
+        self._summed = 0
         self._journal = os.open(f"{path}.extents", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._slots = 0
         try:
@@ -155,6 +158,17 @@ class Part:
         """A descriptor of its own for reading, the caller's to close; it does not share the lock."""
         return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
+    def sum_up(self, digest: str) -> None:
+        """Take the digest (by the algorithm of ``digest``) of what is written from now on, where that is in order: it
+        is cheaper while the bytes are at hand, but the loop's thread does it. For small parts."""
+        self._sum, self._summed = hasher(digest), 0
+
+    def found(self, digest: str) -> tuple[str, int]:
+        """The digest (by the algorithm of ``digest``) and the size of the file, as of :func:`hash_file`."""
+        if self._sum is not None and self._summed == os.fstat(self.fd).st_size:
+            return f"{self._sum.name}:{self._sum.hexdigest()}", self._summed
+        return hash_file(self.fd, digest)
+
     def commit(self) -> None:
         """Give the file its name among the blobs. The caller has verified digest and size."""
         os.makedirs(os.path.dirname(self._destination), mode=0o700, exist_ok=True)
@@ -169,6 +183,7 @@ class Part:
         os.ftruncate(self._journal, 0)
         os.ftruncate(self.fd, 0)
         self._slots = 0
+        self._sum = None
 
     def close(self) -> None:
         """Stop writing; an unfinished file stays if there is something in it."""
@@ -224,6 +239,16 @@ class Part:
                 raise StoreError(f"store: cannot write {self._path}: {error.strerror}") from error
             raise
 
+    def _add_up(self, pieces: Sequence[bytes], offset: int, length: int) -> None:
+        if self._sum is None:
+            return
+        if offset != self._summed:
+            self._sum = None  # out of order
+            return
+        for piece in pieces:
+            self._sum.update(piece)
+        self._summed += length
+
     def _record(self, slot: int, start: int, end: int) -> None:
         self.extents.add(start, end)
         os.pwrite(self._journal, _RECORD.pack(start, end), slot * _RECORD.size)
@@ -243,6 +268,7 @@ class Segment:
     async def write(self, pieces: Sequence[bytes], length: int) -> None:
         """Append ``length`` bytes, given in pieces (fewer than IOV_MAX, 1024)."""
         await self._part._write(pieces, self.position)
+        self._part._add_up(pieces, self.position, length)
         self.position += length
         # After the bytes: a process that is killed in between has written more than it says, never less.
         self._part._record(self._slot, self.start, self.position)

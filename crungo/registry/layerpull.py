@@ -186,8 +186,9 @@ class LayerPull(Record):
         try:
             if self.layer.size > _SMALL:
                 return await self._unpack_file(fd, staging, part)
+            part.sum_up(self.layer.digest)
             await self._download(part)
-            if hash_file(fd, self.layer.digest) != (self.layer.digest, self.layer.size):
+            if part.found(self.layer.digest) != (self.layer.digest, self.layer.size):
                 return None, False
             self.tracker.at("extracting", self.layer.size)
             async with self._unpacking(fd, staging, self.layer.size) as unpacking:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crungo.image.blobs import Blobs
-from crungo.image.digest import digest_of
+from crungo.image.blobs import Blobs, hash_file
+from crungo.image.digest import EMPTY_SHA256, digest_of
 from crungo.image.extents import Extents
 from crungo.image.layout import Layout
 
@@ -64,6 +66,30 @@ async def test_part_is_continued(blobs: Blobs) -> None:
     async with blobs.part(DIGEST, len(BODY)) as part:
         assert part is None
     assert blobs.names() == [DIGEST]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.binary(max_size=30)), max_size=6), st.integers(0, 6))
+def test_the_digest_of_a_part_is_its_files(written: list[tuple[int, bytes]], before: int) -> None:
+    """However it was written: in order, with gaps, twice, and partly before anybody wanted a digest."""
+
+    async def run(blobs: Blobs) -> None:
+        async with blobs.part(DIGEST, 60) as part:
+            assert part is not None
+            end = 0
+            for number, (start, data) in enumerate(written):
+                if number == before:
+                    part.sum_up(DIGEST)
+                at = end if start % 2 else start
+                await part.segment(at).write([data[:3], data[3:]], len(data))
+                end = at + len(data)
+            assert part.found(DIGEST) == hash_file(part.fd, DIGEST)
+            part.restart()
+            assert part.found(DIGEST) == (EMPTY_SHA256, 0)
+
+    with TemporaryDirectory() as folder:
+        layout = Layout(folder)
+        layout.create()
+        anyio.run(run, Blobs(layout))
 
 
 @pytest.mark.anyio
