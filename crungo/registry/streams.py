@@ -10,7 +10,7 @@ is raised as the httpcore exception of the same name.
 from __future__ import annotations
 
 import contextlib
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from http.cookiejar import CookieJar
 from typing import TYPE_CHECKING, Any, cast
 
 import httpcore
@@ -50,7 +50,7 @@ class Streams:
                 max_keepalive_connections=MOST_IDLE,
                 keepalive_expiry=IDLE_SECONDS,
             ),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            cookies=_NoCookies(),
             follow_redirects=False,
             event_hooks={"response": [_take_location]},
         )
@@ -75,6 +75,13 @@ class Streams:
         """Close the connections that are not the caller's."""
         with _translated():
             await self._client.aclose()
+
+
+class _NoCookies(CookieJar):
+    """Takes none. A policy that refuses all is asked about each, after the answer's head was made into an e-mail's."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Take no cookies out of an answer."""
 
 
 class _PoolTransport(httpx.AsyncBaseTransport):
