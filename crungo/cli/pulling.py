@@ -75,7 +75,7 @@ class _LateUnpacker:
     def __init__(self, context: Context, stack: AsyncExitStack) -> None:
         self._context = context
         self._stack = stack
-        self._starting = anyio.Lock()
+        self._starting = anyio.Lock(fast_acquire=True)
         self._unpacker: Unpacker | None = None
 
     async def start(self, spawner: SpawnerProcess | None = None) -> Unpacker:
@@ -119,7 +119,7 @@ class _Work:
         # By name, in the order of the command line.
         here = prepared.here
         self._results: dict[str, str | CrungoError] = {name: here[name] for name in options.images if name in here}
-        self._places = anyio.Semaphore(IMAGES_AT_ONCE)
+        self._places = anyio.Semaphore(IMAGES_AT_ONCE, fast_acquire=True)
 
     async def run(self) -> None:
         """Pull what is to be pulled."""

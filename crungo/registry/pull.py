@@ -213,10 +213,10 @@ class _Pull(Record):
 
         layers, blobs = sorted(dict.fromkeys(manifest.layers), key=lambda layer: -layer.size), self.store.blobs
         line = Line(
-            connections=anyio.Semaphore(self.limits.connections),
+            connections=anyio.Semaphore(self.limits.connections, fast_acquire=True),
             left=sum(layer.size for layer in layers if not blobs.has(layer.digest, layer.size)),
         )
-        places = anyio.Semaphore(self.limits.layers)
+        places = anyio.Semaphore(self.limits.layers, fast_acquire=True)
 
         async def one(layer: Descriptor) -> None:
             try:

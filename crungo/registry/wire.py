@@ -79,7 +79,7 @@ class Wire:
         self._ahead = ahead
         self._transports: dict[_Trust, Transport] = {}
         self._trusted: dict[tuple[str, str, bool], _Trust] = {}  # by scheme, host and insecurity
-        self._making = anyio.Lock()
+        self._making = anyio.Lock(fast_acquire=True)
         self._answering: set[tuple[str, str, int]] = set()  # origins
 
     def has_answered(self, url: str) -> bool:
