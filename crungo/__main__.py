@@ -24,6 +24,7 @@ def main() -> NoReturn:
     # A command runs on asyncio. httpcore imports trio wherever it is installed, which takes longer than all of httpx.
     modules: dict[str, Any] = sys.modules
     modules.setdefault("trio", None)
+    modules.setdefault("sniffio", None)  # httpcore imports it five times a request, even where it is not installed
     modules.setdefault("httpx._main", None)  # httpx's own command line, which brings click, rich and pygments
     modules.setdefault("zstandard", None)  # for answers in a form that is never asked for; layers unpack elsewhere
     from crungo.cli.dispatch import main as dispatch  # `import crungo.__main__` costs nothing
