@@ -171,9 +171,12 @@ class Part:
 
     def commit(self) -> None:
         """Give the file its name among the blobs. The caller has verified digest and size."""
-        os.makedirs(os.path.dirname(self._destination), mode=0o700, exist_ok=True)
         os.fchmod(self.fd, 0o644)
-        os.rename(self._path, self._destination)
+        try:
+            os.rename(self._path, self._destination)
+        except FileNotFoundError:  # the first blob by its algorithm
+            os.makedirs(os.path.dirname(self._destination), mode=0o700, exist_ok=True)
+            os.rename(self._path, self._destination)
         self._gone = True
         self._forget_journal()
 

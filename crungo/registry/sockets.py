@@ -44,6 +44,7 @@ class SocketStream(httpcore.AsyncNetworkStream):
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reads = 0  # since anybody else had a turn
+        self._poll: select.poll | None = None
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Whatever has arrived, up to 256 KiB; empty at the end of the stream. Waits at most ``timeout`` seconds."""
@@ -141,9 +142,10 @@ class SocketStream(httpcore.AsyncNetworkStream):
         """On an idle connection this means that the server has closed it."""
         if self._socket.fileno() < 0:
             return True
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
+        return bool(self._poll.poll(0))
 
 
 class TLSStream(SocketStream):

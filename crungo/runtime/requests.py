@@ -237,11 +237,13 @@ class Channel:
         return message
 
     def drain(self) -> bool:
-        """Discard one event, whatever it is; False at the end of the channel. For a channel without descriptors."""
+        """Discard the events that are here; False at the end of the channel. For a channel without descriptors."""
         try:
-            return bool(self._socket.recv(1))
-        except ConnectionResetError:  # something of ours was not read; its last words may follow
+            while self._socket.recv(1, _socket.MSG_DONTWAIT):
+                pass
+        except (BlockingIOError, ConnectionResetError):  # a reset: something of ours was not read; more may follow
             return True
+        return False
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """Wait for the next event, in a worker thread or when the channel is readable."""

@@ -142,7 +142,5 @@ def _ended(code: int) -> LayerError | StoreError:
 async def _wait_for_end(channel: Channel) -> None:
     """The spawner ends an aborted child and closes the channel last: nobody writes to the directory any more."""
     channel.end()
-    while True:
+    while channel.drain():
         await anyio.wait_readable(channel)
-        if not channel.drain():
-            return
