@@ -169,7 +169,8 @@ def known_addresses(host: str, port: int) -> list[Address]:
     Raises:
         socket.gaierror, UnicodeError: it is a name.
     """
-    return alternating(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+    numeric = host.encode("ascii")  # of a str, getaddrinfo would make what a name of any alphabet takes
+    return alternating(socket.getaddrinfo(numeric, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
 
 
 def alternating(found: Iterable[tuple[Any, ...]]) -> list[Address]:
