@@ -6,7 +6,6 @@ Invariant: what is in a ``Url`` can stand in the head of a request as it is: vis
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
 from crungo.records import Record
@@ -41,7 +40,6 @@ class Url(Record):
         return f"{self.scheme}://{self.netloc}{self.target}"
 
 
-@lru_cache(maxsize=256)
 def parse_url(text: str) -> Url:
     """The parts of an absolute URL. User, password and fragment are dropped; what is not visible ASCII is quoted.
 

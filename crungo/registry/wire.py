@@ -114,7 +114,9 @@ class Wire:
         origin = url = _parsed(outgoing.url, outgoing.what)
         authorization = outgoing.authorization
         for _ in range(_MOST_REDIRECTS + 1):
-            response = await self._once(outgoing, url, authorization)
+            # The exception for insecure hosts is made for the host that was named, not for wherever it points.
+            insecure = outgoing.insecure and url.host == origin.host
+            response = await self._once(outgoing, url, authorization, insecure=insecure)
             answer = Answer(
                 response,
                 outgoing.what,
@@ -133,7 +135,7 @@ class Wire:
             url = target
         raise RegistryError(f"{outgoing.what}: {url.netloc}: redirected more than {_MOST_REDIRECTS} times")
 
-    async def _once(self, outgoing: Outgoing, url: Url, authorization: str | None) -> Response:
+    async def _once(self, outgoing: Outgoing, url: Url, authorization: str | None, *, insecure: bool) -> Response:
         # Bytes must come as they are filed: their digest is that of what is sent, and a decoder is one more target.
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", "Accept": "*/*", **outgoing.headers}
         content = b""
@@ -142,9 +144,7 @@ class Wire:
         if outgoing.form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             content = urlencode(outgoing.form).encode()
-        # The exception for insecure hosts is made for the host that was named, not for wherever it points.
-        same_host = url.host == parse_url(outgoing.url).host
-        transport = await self._transport(url, insecure=outgoing.insecure and same_host)
+        transport = await self._transport(url, insecure=insecure)
         method = outgoing.method if outgoing.form is None else "POST"
         try:
             response = await transport.send(method, url, headers, content, streamed=outgoing.streamed)
