@@ -2,9 +2,7 @@
 
 A large blob is fetched in segments, in order, so that whoever reads the file from its beginning (the unpacker) can
 follow closely. One connection fetches them one after another; others join while connections are idle and the first is
-slow, which is when a server or a long way limits each connection, and not our own processor. Where they are very slow,
-segments shrink with what is left of the whole pull: else the last connections would go on alone, each with its share of
-the line.
+slow, which is when a server or a long way limits each connection, and not our own processor.
 
 Invariant: what is written lies within the blob's size; the digest is the caller's to check.
 """
@@ -20,7 +18,6 @@ import anyio
 import httpcore
 
 from crungo.errors import DigestMismatch, RegistryError
-from crungo.records import Record
 from crungo.registry.groups import single_failure
 from crungo.registry.retry import Backoff
 
@@ -31,16 +28,12 @@ if TYPE_CHECKING:
     from crungo.image.reference import Reference
     from crungo.registry.blobs import BlobStream
     from crungo.registry.client import RegistryClient
+    from crungo.registry.line import Line
     from crungo.registry.progress import Tracker
     from crungo.registry.retry import RetryPolicy
 
-__all__ = ["Download", "Line"]
+__all__ = ["Download"]
 
-_SEGMENT = 16 << 20  # bytes
-_FIRST_SEGMENT = 4 << 20  # shorter: how fast it comes decides about what follows …
-_STAGGER = 8  # … and of so many lengths, up to twice that: where all end at once, the line waits for the next requests
-_LAST_SEGMENT = 256 << 10  # what segments shrink to where connections are slow …
-_SHARE = 16  # … being this part of what is left, so that the last of them end at about the same time
 _MOST_CONNECTIONS = 4  # per blob
 _MOST_SLOW_CONNECTIONS = 8
 _FAST = 100e6  # bytes per second, of one connection: no other would help
@@ -49,18 +42,6 @@ _BATCH = 128 << 10  # bytes collected before they are written …
 _DELAY = 0.005  # … unless the last write was so many seconds ago; what is not written yet, a SIGKILL loses
 _MOST_PIECES = 512  # pwritev(2) takes 1024
 _PROGRESS = 64 << 10  # bytes after which a broken connection counts as a new first failure
-
-
-class Line(Record, frozen=False):
-    """What the downloads of a pull share: ``connections`` at once, and the bytes that nobody has asked for yet.
-
-    ``left`` is an estimate: another process may fetch some of them, and what broke off is asked for again. ``begun``:
-    how many of them there were so far.
-    """
-
-    connections: anyio.Semaphore
-    left: int
-    begun: int = 0
 
 
 class Download:
@@ -91,7 +72,6 @@ class Download:
         self._available = available
         self._missing: deque[tuple[int, int]] = deque()  # and nobody is fetching it
         self._rate: float | None = None
-        self._turn = 0
         self._sequential = False
         self._helpers = 0
         self._announced = 0
@@ -107,15 +87,17 @@ class Download:
         """
         here = self._part.extents.total()
         self._line.left -= here
-        self._turn = self._line.begun % _STAGGER
-        self._line.begun += 1
         self._tracker.at("downloading", here)
         await self._announce()
         while self._plan():
             self._helpers = 0
             with single_failure():
-                async with anyio.create_task_group() as group:
-                    await self._work(group)
+                async with anyio.create_task_group() as self._group:
+                    self._line.downloads.append(self)
+                    try:
+                        await self._work()
+                    finally:
+                        self._line.downloads.remove(self)
 
     def _plan(self) -> bool:
         """Find what is missing; False when nothing is."""
@@ -127,59 +109,62 @@ class Download:
             self._missing.append((start, end))
         return bool(self._missing)
 
+    def help(self) -> bool:
+        """Let another connection fetch segments of this blob as well, if there is one and that helps."""
+        rate = self._line.rate() if self._rate is None else self._rate
+        if rate is None or rate >= _FAST or self._sequential or not self._missing:
+            return False
+        most = _MOST_CONNECTIONS if rate >= _SLOW else _MOST_SLOW_CONNECTIONS
+        if self._helpers >= most - 1 or self._line.connections.value == 0:
+            return False
+        self._helpers += 1
+        self._group.start_soon(self._help)
+        return True
+
     def _cut(self) -> tuple[int, int]:
         """The next segment: its start and its end."""
         start, end = self._missing.popleft()
-        length = self._length()
+        length = self._line.length()
         if not self._sequential and end - start > length + length // 2:  # no small remainder
             self._missing.appendleft((start + length, end))
             end = start + length
         self._line.left -= end - start
         return start, end
 
-    def _length(self) -> int:
-        """How many bytes the next segment should have."""
-        if self._rate is None:
-            return _FIRST_SEGMENT + _FIRST_SEGMENT * self._turn // _STAGGER
-        if self._rate >= _SLOW:
-            return _SEGMENT
-        return min(_SEGMENT, max(_LAST_SEGMENT, self._line.left // _SHARE))
-
-    async def _work(self, group: anyio.abc.TaskGroup) -> None:
+    async def _work(self) -> None:
         """Fetch segments until none is left; let others join where that helps. Errors are the blob's."""
         backoff = Backoff(policy=self._retry)
-        while self._missing:
-            await self._next(backoff)
-            if self._wants_help():
-                self._helpers += 1
-                group.start_soon(self._help, group)
+        self._line.workers += 1
+        try:
+            while self._missing:
+                await self._next(backoff)
+                self.help()
+        finally:
+            self._line.workers -= 1
+        self._line.freed()
 
-    async def _help(self, group: anyio.abc.TaskGroup) -> None:
+    async def _help(self) -> None:
         """Fetch segments as well. A refused further connection is no failure: what it leaves is planned again."""
         with suppress(RegistryError):
-            await self._work(group)
+            await self._work()
 
     async def _next(self, backoff: Backoff) -> None:
         """Fetch the next segment, and see how fast it comes."""
         start, end = self._cut()
-        before = time.monotonic()
-        await self._fetch(start, end, backoff)
-        self._rate = (end - start) / max(time.monotonic() - before, 1e-6)
+        worked = await self._fetch(start, end, backoff)
+        self._rate = (end - start) / max(worked, 1e-6)
 
-    def _wants_help(self) -> bool:
-        if self._rate is None or self._rate >= _FAST or self._sequential or not self._missing:
-            return False
-        most = _MOST_CONNECTIONS if self._rate >= _SLOW else _MOST_SLOW_CONNECTIONS
-        return self._helpers < most - 1 and self._line.connections.value > 0
-
-    async def _fetch(self, start: int, end: int, backoff: Backoff) -> None:
-        """Fetch one segment, going on where a connection broke off."""
+    async def _fetch(self, start: int, end: int, backoff: Backoff) -> float:
+        """Fetch one segment, going on where a connection broke off; for how many seconds connections were at it."""
         segment = self._part.segment(start)
+        worked = 0.0
         while segment.position < end:
             before = segment.position
             try:
                 async with self._line.connections:
+                    began = time.monotonic()
                     await self._receive(segment, end)
+                    worked += time.monotonic() - began
             except RegistryError as error:
                 if segment.position - before >= _PROGRESS:
                     backoff.progressed()
@@ -187,6 +172,7 @@ class Download:
                 await backoff.again(error)
             if self._sequential:
                 end = self._part.size
+        return worked
 
     async def _receive(self, segment: Segment, end: int) -> None:
         """One request, and what comes of it."""
@@ -235,6 +221,7 @@ class Download:
         if not length:
             return
         await segment.write(pieces, length)
+        self._line.received += length
         self._tracker.at("downloading", self._part.extents.total())
         await self._announce()
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from crungo.image.store import Store
     from crungo.image.unpacker import Unpacker, Unpacking
     from crungo.registry.client import RegistryClient
-    from crungo.registry.download import Line
+    from crungo.registry.line import Line
     from crungo.registry.progress import Tracker
     from crungo.registry.retry import RetryPolicy
 

@@ -208,13 +208,13 @@ class _Pull(Record):
 
     async def _layers(self, manifest: Manifest, diff_ids: _DiffIds, client: RegistryClient | None) -> None:
         """All layers at once, the largest first: what takes longest should not begin last."""
-        from crungo.registry.download import Line  # most pulls find that nothing has changed
         from crungo.registry.layerpull import LayerPull
+        from crungo.registry.line import Line  # most pulls find that nothing has changed
 
         layers, blobs = sorted(dict.fromkeys(manifest.layers), key=lambda layer: -layer.size), self.store.blobs
         line = Line(
-            connections=anyio.Semaphore(self.limits.connections, fast_acquire=True),
-            left=sum(layer.size for layer in layers if not blobs.has(layer.digest, layer.size)),
+            self.limits.connections,
+            sum(layer.size for layer in layers if not blobs.has(layer.digest, layer.size)),
         )
         places = anyio.Semaphore(self.limits.layers, fast_acquire=True)
 
