@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.command import Crungo
 from tests.support.image import Image, Layer, busybox_image, push
-from tests.support.leaks import Snapshot, become_subreaper, own_store, settle, sweep
+from tests.support.leaks import Snapshot, become_subreaper, leave_others_mounts, own_store, settle, sweep
 from tests.support.registry import TOOLS, Registry
 
 PushImage = Callable[..., str]
@@ -79,13 +79,14 @@ def fresh_crungo(tmp_path: Path) -> Crungo:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def subreaper() -> None:
-    """Keep what tests start among our descendants, where the leak check finds it."""
+def set_apart() -> None:
+    """Keep what tests start among our descendants, where the leak check finds it, and what others mount out of it."""
     become_subreaper()
+    leave_others_mounts()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest, subreaper: None) -> Iterator[None]:
+def nothing_left(request: pytest.FixtureRequest, set_apart: None) -> Iterator[None]:
     """Fail a test that leaves a process, mount, cgroup, descriptor or container's file behind."""
     # These outlive the test: what they leave is no leak, so they come before the first look.
     for name in ("registry", "busybox_reference", "push_image", "warm_crungo"):

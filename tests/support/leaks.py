@@ -3,7 +3,8 @@
 Two snapshots, before and after, are compared. The test process makes itself a subreaper, so that every process that
 a test has started, however often it forked, stays among its descendants until it ends: a stray one is found by
 descent and not by its name, and other users of the machine are not blamed. Nor are they for cgroups: those of the
-tests' containers are known by the ids of these, which their stores list.
+tests' containers are known by the ids of these, which their stores list; nor for mounts, once the process has a mount
+namespace of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from pathlib import Path
 
 from tests.support.events import Entries, Watch, wait_for_exit
 
-__all__ = ["Snapshot", "become_subreaper", "descendants", "own_store", "settle", "sweep"]
+__all__ = ["Snapshot", "become_subreaper", "descendants", "leave_others_mounts", "own_store", "settle", "sweep"]
 
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWNS = 0x20000
+MS_REC, MS_PRIVATE, MS_SHARED = 1 << 14, 1 << 18, 1 << 20
 CGROUPS = Path("/sys/fs/cgroup")
 STANDING = frozenset({"containers"})
 """Directories of a run root that stay once they are made; what is in them counts."""
@@ -135,6 +138,19 @@ def become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def leave_others_mounts() -> None:
+    """Have a mount namespace of our own, shared as a host's is: in it, whoever mounts something is our descendant.
+
+    Only the calling thread moves, and with it the threads and processes that it starts from then on.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    for propagation in (MS_PRIVATE, MS_SHARED):
+        if libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | propagation), None) != 0:
+            raise OSError(ctypes.get_errno(), "mount")
 
 
 def descendants(root: int | None = None) -> list[Process]:
