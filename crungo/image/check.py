@@ -99,12 +99,12 @@ class _Check(Record):
         bad: set[str] = set()
         for digest in self.store.blobs.names():
             if not await anyio.to_thread.run_sync(self._blob_is_right, digest):
+                message = "is not what its digest says"
                 if self.repair:
                     self.store.blobs.discard(digest)
+                    message += "; removed, a pull of what needs it brings it back"
                 bad.add(digest)
-                found.append(
-                    Problem(kind="blob", what=digest, message="is not what its digest says", mended=self.repair)
-                )
+                found.append(Problem(kind="blob", what=digest, message=message, mended=self.repair))
         return found, bad
 
     def _blob_is_right(self, digest: str) -> bool:

@@ -113,6 +113,10 @@ class Store:
         pairs = zip(image.manifest.layers, image.config.diff_ids, strict=True)
         return tuple(layer.digest for layer, diff_id in pairs if not self.layers.trusted(layer.digest, diff_id))
 
+    def has_blobs(self, image: Image) -> bool:
+        """Whether the blobs of all its layers are there, as other readers of the layout need them."""
+        return all(self.blobs.has(layer.digest, layer.size) for layer in image.manifest.layers)
+
     # ---- writing
 
     def lease(self, digests: Iterable[str], *, holder: str = "") -> Lease:

@@ -133,7 +133,9 @@ class _Pull(Record):
         """The image that is here, if the policy is content with it, with its layers made good; else None."""
         if self.policy in ("always", "newer") and not await self._is_current(image):
             return None
-        if not self.store.untrusted(image):
+        # A repair takes damaged blobs away. Their layers can be used without: only who asks anyhow fetches them.
+        complete = self.policy != "always" or self.store.has_blobs(image)
+        if complete and not self.store.untrusted(image):
             return image
         client = None if self.policy == "never" else self.client
         with await anyio.to_thread.run_sync(self.store.hold, image):

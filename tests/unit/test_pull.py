@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from crungo.errors import DigestMismatch, ImageError, ImageNotFound, ImageNotKnown, RegistryError
+from crungo.image.check import check
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 from crungo.image.store import Image, Store
@@ -346,6 +347,29 @@ async def test_damaged_blob_is_fetched_again(registry: FakeRegistry, client: Reg
     assert (await get(text, after, client)).id == image.id
     assert blob.read_bytes() == source.blobs[digest]
     assert after.untrusted(image) == ()
+
+
+async def test_missing_blob_is_fetched_though_its_layer_is_here(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    source = layered(5000, 40)
+    text = registry.add(source)
+    store = make_store(tmp_path)
+    image = await get(text, store, client)
+    digest = source.document["layers"][0]["digest"]
+    blob = tmp_path / "root/blobs/sha256" / digest[7:]
+    blob.write_bytes(b"!")
+    await check(store, repair=True)
+    assert not blob.exists()
+    for policy in ("newer", "missing", "never"):
+        assert await get(text, store, client, policy=policy) == image
+    assert len(registry.requests(digest)) == 1
+
+    events: list[ProgressEvent] = []
+    assert await get(text, store, client, progress=events.append) == image
+    assert blob.read_bytes() == source.blobs[digest]
+    assert [event.changed for event in events if isinstance(event, ImageDone)] == [False]
+    assert await check(store) == []
 
 
 @pytest.mark.parametrize("policy", ["always", "missing"])
