@@ -19,12 +19,13 @@ from crungo.image.blobs import hash_file
 from crungo.image.collect import documents
 from crungo.image.leases import leased
 from crungo.image.locks import exclusive
+from crungo.image.ociform import oci_form
 from crungo.image.trees import differences, dispose
 from crungo.records import Record
 
 if TYPE_CHECKING:
     from crungo.image.layers import Unpacked
-    from crungo.image.manifest import Descriptor
+    from crungo.image.manifest import Descriptor, Manifest
     from crungo.image.refs import RefRecord
     from crungo.image.store import Store
     from crungo.image.unpacker import Unpacker
@@ -92,7 +93,17 @@ class _Check(Record):
                     os.unlink(path)
                     self.store.refs.write_index()
             found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
-        return found
+        return found or self._index()
+
+    def _index(self) -> list[Problem]:
+        """The index that other readers of the layout go by; of damaged records, it shows what they were."""
+        with exclusive(self.store.layout.lock):
+            if self.store.refs.index_is_right():
+                return []
+            if self.repair:
+                self.store.refs.write_index()
+        message = "does not list the names that there are"
+        return [Problem(kind="name", what=self.store.layout.index, message=message, mended=self.repair)]
 
     async def _blobs(self) -> tuple[list[Problem], set[str]]:
         found: list[Problem] = []
@@ -131,7 +142,7 @@ class _Check(Record):
         layers.update(
             (layer.digest, (layer, diff_id)) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
         )
-        return [
+        return self._listed(record, manifest, name, bad) + [
             Problem(
                 kind="image",
                 what=name,
@@ -140,6 +151,18 @@ class _Check(Record):
             for layer in dict.fromkeys(manifest.layers)
             if layer.digest not in bad and not self.store.blobs.has(layer.digest, layer.size)
         ]
+
+    def _listed(self, record: RefRecord, manifest: Manifest, name: str, bad: set[str]) -> list[Problem]:
+        """The OCI manifest that is listed in place of docker's, and can be made from it."""
+        listed, blobs = record.listed, self.store.blobs
+        if listed is None or blobs.has(listed.digest, listed.size) or (listed.digest in bad and not self.repair):
+            return []
+        made = oci_form(manifest)
+        mended = self.repair and made is not None and made[0].digest == listed.digest
+        if mended and made is not None:
+            with exclusive(self.store.layout.lock):
+                blobs.write(listed.digest, made[1])
+        return [Problem(kind="image", what=name, message="lacks the manifest that index.json lists", mended=mended)]
 
     async def _layer(self, descriptor: Descriptor, diff_id: str) -> list[Problem]:
         """Unpack the layer's blob once more, and compare."""

@@ -114,6 +114,17 @@ class Refs:
 
     def write_index(self) -> None:
         """Derive ``index.json`` from the records. The store's lock must be held."""
+        write_whole(self._layout.index, self._index(), temporary=self._layout.fresh("tmp"))
+
+    def index_is_right(self) -> bool:
+        """Whether ``index.json`` says what the records say. The store's lock must be held."""
+        try:
+            with open(self._layout.index, "rb") as file:
+                return bool(json.loads(file.read()) == json.loads(self._index()))
+        except (FileNotFoundError, ValueError, RecursionError):
+            return False
+
+    def _index(self) -> bytes:
         entries = [
             {
                 **_encoded(record.listed or record.manifest),
@@ -121,8 +132,7 @@ class Refs:
             }
             for record in self.all()
         ]
-        value = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-        write_whole(self._layout.index, json.dumps(value).encode() + b"\n", temporary=self._layout.fresh("tmp"))
+        return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode() + b"\n"
 
     def _files(self) -> list[str]:
         try:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -57,8 +58,8 @@ async def put(store: Store, source: Source, *names: str) -> Image:
     return store.image(names[0])
 
 
-def make(*contents: str) -> Source:
-    return make_image([Layer().directory("d").file("d/0", text) for text in contents])
+def make(*contents: str, **options: Any) -> Source:
+    return make_image([Layer().directory("d").file("d/0", text) for text in contents], **options)
 
 
 def everything(store: Store) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # ruff: noqa: ASYNC240 - the store itself is blocking, and so are its tests
+import json
 import os
 from pathlib import Path
 
@@ -38,6 +39,35 @@ class TestCheck:
         assert await check(store) == []
         prune(store)
         assert everything(store) == []
+
+    @pytest.mark.parametrize("harm", [b"", b"{}", b"[", None])
+    async def test_index(self, harm: bytes | None, store: Store) -> None:
+        await put(store, make("1"), "one")
+        index = Path(store.layout.index)
+        right = index.read_bytes()
+        index.unlink()
+        if harm is not None:
+            index.write_bytes(harm)
+        for mended in (False, True):
+            [problem] = await check(store, repair=mended)
+            assert (problem.kind, problem.what, problem.mended) == ("name", str(index), mended)
+        assert await check(store) == []
+        assert index.read_bytes() == right
+
+    @pytest.mark.parametrize("harm", ["missing", "damaged"])
+    async def test_listed_manifest(self, harm: str, store: Store) -> None:
+        await put(store, make("1", flavour="docker"), "one")
+        [entry] = json.loads(Path(store.layout.index).read_bytes())["manifests"]
+        blob = Path(store.layout.blob(entry["digest"]))
+        body = blob.read_bytes()
+        blob.unlink()
+        if harm == "damaged":
+            blob.write_bytes(body[:-1] + b"!")
+        [problem] = await check(store)
+        assert (problem.kind, problem.mended) == ("image" if harm == "missing" else "blob", False)
+        assert all(problem.mended for problem in await check(store, repair=True))
+        assert await check(store) == []
+        assert blob.read_bytes() == body
 
     @pytest.mark.parametrize("harm", ["content", "missing", "added", "mode", "layer", "record"])
     async def test_layer(self, harm: str, store: Store) -> None:
