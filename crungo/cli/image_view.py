@@ -6,11 +6,12 @@ Absent lists and maps are ``null`` in JSON and ``[]`` and ``map[]`` in templates
 from __future__ import annotations
 
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from crungo.cli.templates import NIL_LIST, NIL_MAP, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from crungo.image.imageconfig import ImageConfig
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["image_view"]
 
 
+class _ImageRecord(Record):
+    aliases: ClassVar[Mapping[str, str]] = {"ID": "Id"}  # as docker's and podman's own templates have it
+
+
 def image_view(image: Image) -> Record:
     """The fields, with docker's names and types; ``Digest`` is podman's."""
     config = image.config
     repositories = dict.fromkeys(f"{name.familiar_name}@{name.digest or image.target}" for name in image.references)
-    return Record(
+    return _ImageRecord(
         Id=image.id,
         RepoTags=[name.familiar for name in image.references if name.digest is None],
         RepoDigests=list(repositories),

@@ -7,7 +7,7 @@ A ``Record`` is what a struct is to Go: a field that it lacks is an error. A pla
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from crungo.cli.output import to_json
 from crungo.cli.template_syntax import Block, Call, Field, Literal, Node, Pipeline, Text, Variable, parse
@@ -21,7 +21,9 @@ __all__ = ["NIL_LIST", "NIL_MAP", "Record", "Template", "plain"]
 
 
 class Record(dict[str, Any]):
-    """A dict whose keys are fixed."""
+    """A dict whose keys are fixed. ``aliases`` are names of fields that templates know, and JSON does not."""
+
+    aliases: ClassVar[Mapping[str, str]] = {}
 
 
 class _Nil:
@@ -141,6 +143,8 @@ class _Run:
         return value
 
     def _field(self, value: Any, name: str) -> Any:
+        if isinstance(value, Record):
+            name = value.aliases.get(name, name)
         if isinstance(value, dict) and name in value:
             return value[name]
         if isinstance(value, Record) or not (isinstance(value, (dict, _Nil)) or value is None):
@@ -188,6 +192,13 @@ def _index(value: Any, *keys: Any) -> Any:
     return value
 
 
+def _slice(value: Any, *bounds: int) -> Any:
+    start, end = (*bounds, *(0, len(value))[len(bounds) :])
+    if not isinstance(value, (str, list, tuple)) or not 0 <= start <= end <= len(value):
+        raise LookupError
+    return value[start:end]
+
+
 def _printf(form: str, *values: Any) -> str:
     rest = list(values)
 
@@ -230,6 +241,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gt": lambda left, right: left > right,
     "ge": lambda left, right: left >= right,
     "index": _index,
+    "slice": _slice,
     "len": len,
     "print": lambda *values: "".join(map(_printed, values)),
     "println": lambda *values: " ".join(map(_printed, values)) + "\n",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crungo.cli.image_filters import parse_until, select
 from crungo.cli.image_view import image_view
 from crungo.cli.images import rows
-from crungo.cli.templates import plain
+from crungo.cli.templates import Template, plain
 from crungo.errors import ImageNotKnown, UsageError
 from crungo.image.imageconfig import ImageConfig
 from crungo.image.manifest import Descriptor, Manifest
@@ -145,4 +145,6 @@ def test_view_has_dockers_fields() -> None:
     assert view["Config"]["ExposedPorts"] == {"80/tcp": {}}
     assert view["Config"]["Labels"] == {"env": "prod", "owner": "me"}
     assert view["GraphDriver"]["Data"] == {"UpperDir": "/b", "LowerDir": "/a"}
+    assert Template("{{.ID}} {{.Id}}").render(image_view(ALPINE)) == f"{ALPINE.id} {ALPINE.id}"
+    assert "ID" not in view
     assert plain(image_view(UNDATED))["Created"] == "0001-01-01T00:00:00Z"

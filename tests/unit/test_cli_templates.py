@@ -54,6 +54,7 @@ DATA = Record(
         ("a {{- .ID -}} b{{/* nothing */}}{{- /* x */ -}} c", "aabcbc"),
         ("{{$x := .ID}}{{$x}}", "abc"),
         ("{{pad .ID 1 2}}|", " abc  |"),
+        ("{{slice .ID 1}} {{slice .ID 0 2}} {{slice .ID}} {{slice .Env 1 2}}", "bc ab abc [B=2]"),
         ("{{true}} {{nil | json}}", "true null"),
     ],
 )
@@ -78,6 +79,10 @@ def test_rendered(template: str, text: str) -> None:
         ("{{.ID .ID}}", 'unexpected ".ID"'),
         ("{{index .Env 7}}", "index cannot be applied to"),
         ("{{index .Env -1}}", "index cannot be applied to"),
+        ("{{slice .ID 2 7}}", "slice cannot be applied to"),
+        ("{{slice .ID 2 1}}", "slice cannot be applied to"),
+        ("{{slice .ID 0 1 2}}", "slice cannot be applied to"),
+        ("{{slice .Count}}", "slice cannot be applied to"),
         ("{{$x}}", r"undefined variable \$x"),
         ("{{#}}", 'unexpected "#"'),
         ("{{json}}", "json cannot be applied to"),
