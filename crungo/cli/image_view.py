@@ -25,14 +25,14 @@ class _ImageRecord(Record):
 
 
 def image_view(image: Image) -> Record:
-    """The fields, with docker's names and types; ``Digest`` is podman's."""
+    """The fields, with docker's names and types; ``Digest`` is podman's: what the registry gave for the name."""
     config = image.config
     repositories = dict.fromkeys(f"{name.familiar_name}@{name.digest or image.target}" for name in image.references)
     return _ImageRecord(
         Id=image.id,
         RepoTags=[name.familiar for name in image.references if name.digest is None],
         RepoDigests=list(repositories),
-        Digest=image.digest,
+        Digest=image.target,
         Parent="",
         Comment=config.history[-1].comment if config.history else "",
         Created=_rfc3339(image.created),

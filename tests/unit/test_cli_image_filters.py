@@ -139,6 +139,7 @@ def test_view_has_dockers_fields() -> None:
     assert view["Id"] == ALPINE.id
     assert view["RepoTags"] == ["alpine:latest", "alpine:3.20"]
     assert view["RepoDigests"] == ["alpine@sha256:" + "f" * 64]
+    assert view["Digest"] == ALPINE.target
     assert view["Created"] == "2024-04-29T00:00:00Z"
     assert view["Config"]["Cmd"] == ["sh"]
     assert view["Config"]["Entrypoint"] is view["Config"]["Env"] is None
