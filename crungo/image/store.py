@@ -347,11 +347,15 @@ def _by_id(records: Sequence[RefRecord], beginning: str, text: str) -> RefRecord
     for record in records:
         if record.manifest.digest == whole:
             return record
-    found = {record.manifest.digest: record for record in records if record.image_id.startswith(whole)}
+    # The digest of an index is what a pull prints; an image that has lost its name to another platform's shares it.
+    indexed = [record for record in records if record.target.digest == whole]
+    named = [record for record in indexed if record.reference is not None]
+    begun = [record for record in records if record.image_id.startswith(whole)]
+    found = {record.manifest.digest: record for record in named or indexed or begun}
     if not found:
         raise ImageNotKnown(f"No such image: {text}")
     if len({record.image_id for record in found.values()}) > 1:
-        raise StoreError(f"image id {text} is ambiguous: {len(found)} images begin with it")
+        raise StoreError(f"image id {text} is ambiguous: it stands for {len(found)} images")
     return next(iter(found.values()))
 
 

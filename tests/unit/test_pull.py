@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from crungo.errors import DigestMismatch, ImageError, ImageNotFound, ImageNotKnown, RegistryError
+from crungo.errors import DigestMismatch, ImageError, ImageNotFound, ImageNotKnown, RegistryError, StoreError
 from crungo.image.check import check
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
@@ -234,6 +234,13 @@ async def test_platform_from_index(registry: FakeRegistry, client: RegistryClien
     registry.sent.clear()
     await get(text, store, client, platform=Platform.parse("linux/arm64"))
     assert [sent.request.method for sent in registry.sent] == ["HEAD"]
+
+    assert store.image(target).id == arm.id  # amd has lost the name to it
+    store.tag(amd.id, Reference.parse("amd"))
+    with pytest.raises(StoreError, match="ambiguous"):
+        store.image(target)
+    store.remove(arm.id)
+    assert store.image(target).id == amd.id
 
 
 async def test_wrong_platform_without_index(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
