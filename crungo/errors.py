@@ -104,7 +104,8 @@ class RegistryError(CrungoError):
     """A registry answered wrongly, refused, or could not be reached.
 
     ``status`` is the HTTP status, where there was an answer at all; ``retry_after`` the seconds that the registry asks
-    to be left alone for, where it said so; ``retried``: it has been asked as often as it is worth.
+    to be left alone for, where it said so; ``retried``: it has been asked as often as it is worth; ``answering``: the
+    server has answered before.
     """
 
     def __init__(self, message: str, *, status: int | None = None, hint: str | None = None) -> None:
@@ -112,6 +113,7 @@ class RegistryError(CrungoError):
         self.status = status
         self.retry_after: float | None = None
         self.retried = False
+        self.answering = False
 
 
 class AuthenticationError(RegistryError):

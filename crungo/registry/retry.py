@@ -1,7 +1,8 @@
 """When to try again, and after how long. The schedule is pure; the clock and the randomness are given.
 
 Tried again is what may pass by itself: 429 and 5xx answers, connections that were reset, bodies that were cut short,
-and time-outs. A name that does not resolve, a refused connection and a broken certificate are reported at once.
+time-outs, and refused connections to a server that has answered before: it may be starting anew. A name that does not
+resolve, the refusal of a first connection and a broken certificate are reported at once.
 
 Invariant: no wait is longer than the policy's caps, whatever a registry asks for.
 """
@@ -86,7 +87,8 @@ def is_transient(error: BaseException) -> bool:
         return is_transient_status(error.status)
     cause = error.__cause__
     if isinstance(cause, httpcore.ConnectError):
-        return any(isinstance(link, ConnectionResetError) for link in chain(cause))
+        passing = (ConnectionResetError, ConnectionRefusedError) if error.answering else ConnectionResetError
+        return any(isinstance(link, passing) for link in chain(cause))
     return isinstance(cause, httpcore.TimeoutException | httpcore.NetworkError | httpcore.RemoteProtocolError)
 
 

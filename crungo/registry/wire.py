@@ -150,6 +150,7 @@ class Wire:
             response = await transport.send(method, url, headers, content, streamed=outgoing.streamed)
         except FAILURES as error:
             failure = unreachable(outgoing.what, url.netloc, error)
+            failure.answering = url.origin in self._answering
             if may_be_proxied(url.netloc):
                 failure.hint = failure.hint or "HTTP_PROXY, HTTPS_PROXY and NO_PROXY are in effect"
             raise failure from error

@@ -92,6 +92,16 @@ async def test_hosts_that_cannot_be_reached() -> None:
                 await registry.get_manifest(Reference.parse("nowhere.invalid/x:1"))
 
 
+async def test_a_server_that_has_answered_is_waited_for() -> None:
+    sleeps = Sleeps()
+    async with client(sleeps=sleeps) as registry:
+        async with serving(good) as server:
+            await registry.get_manifest(ref(server))
+        with pytest.raises(RegistryError, match=r": connection refused$"):
+            await registry.get_manifest(ref(server))
+    assert len(sleeps) == 3
+
+
 async def test_a_server_that_speaks_no_http() -> None:
     async with (
         serving(lambda _: Reply(raw=b"SSH-2.0-OpenSSH_9.2\r\n")) as server,

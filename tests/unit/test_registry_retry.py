@@ -53,6 +53,15 @@ def test_what_may_pass(error: BaseException, transient: bool) -> None:
     assert is_transient(error) is transient
 
 
+def test_a_server_that_has_answered_may_be_starting_anew() -> None:
+    error = failed(cause=refused_connection(ConnectionRefusedError(111, "refused")))
+    error.answering = True
+    assert is_transient(error)
+    other = failed(cause=httpcore.ConnectError("its name does not resolve"))
+    other.answering = True
+    assert not is_transient(other)
+
+
 @given(st.integers(0, 10_000), st.floats(0, 1), st.none() | st.floats(0, 1e9))
 def test_no_wait_is_longer_than_the_caps(attempt: int, uniform: float, retry_after: float | None) -> None:
     policy = RetryPolicy()
