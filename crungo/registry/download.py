@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -168,8 +169,8 @@ class Download:
             except RegistryError as error:
                 if segment.position - before >= _PROGRESS:
                     backoff.progressed()
-                self._tracker.again(error.message)
-                await backoff.again(error)
+                why = error.message.partition(": ")[2] or error.message  # which blob, whoever follows the layer knows
+                await backoff.again(error, tell=partial(self._tracker.again, why))
             if self._sequential:
                 end = self._part.size
         return worked

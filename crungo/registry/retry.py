@@ -57,8 +57,8 @@ class Backoff(Record, frozen=False):
     sleep: Callable[[float], Awaitable[object]] = anyio.sleep
     uniform: Callable[[], float] = random.random
 
-    async def again(self, error: RegistryError) -> None:
-        """Wait until the operation that failed with ``error`` may be tried again.
+    async def again(self, error: RegistryError, *, tell: Callable[[], None] = lambda: None) -> None:
+        """Wait until the operation that failed with ``error`` may be tried again; ``tell`` is called before.
 
         Raises:
             RegistryError: ``error`` itself, when it will not pass by itself or has passed its last retry.
@@ -67,6 +67,7 @@ class Backoff(Record, frozen=False):
             raise error
         seconds = self.policy.wait(self.failures, retry_after=error.retry_after, uniform=self.uniform())
         self.failures += 1
+        tell()
         await self.sleep(seconds)
 
     def progressed(self) -> None:

@@ -41,9 +41,15 @@ async def test_gives_up_after_retries(registry: FakeRegistry, client: RegistryCl
     text = registry.add(source)
     registry.faults = on(source, lambda request: Fault(after=10 if request.number else 100_000, pause=0.1))
     store = make_store(tmp_path)
-    with pytest.raises(RegistryError):
-        await get(text, store, client)
-    assert len(registry.requests(source.document["layers"][0]["digest"])) == 4
+    events: list[ProgressEvent] = []
+    with pytest.raises(RegistryError) as caught:
+        await get(text, store, client, progress=events.append)
+    digest = source.document["layers"][0]["digest"]
+    assert len(registry.requests(digest)) == 4
+    reasons = [event.reason for event in events if isinstance(event, LayerRetry)]
+    assert len(reasons) == 3, "no more are told than are made"
+    assert str(caught.value).startswith(f"blob {digest} of {text.removesuffix(':latest')}: {registry.address}: ")
+    assert all(reason.startswith(f"{registry.address}: ") for reason in reasons), "which layer is known"
     assert store.images() == []
     registry.faults = lambda _: None
     registry.sent.clear()
