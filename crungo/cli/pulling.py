@@ -123,13 +123,13 @@ class _Work:
 
     async def run(self) -> None:
         """Pull what is to be pulled."""
-        from crungo.registry.authfiles import Credentials
+        from crungo.images import credentials_of
         from crungo.registry.client import RegistryClient
         from crungo.registry.retry import RetryPolicy
 
         options, hosts = self._options, self._prepared.hosts
         retry = RetryPolicy(retries=options.retry, delay=options.retry_delay)
-        credentials = Credentials((options.authfile,)) if options.authfile else None
+        credentials = credentials_of({}, options.authfile) if options.authfile else None
         async with (
             RegistryClient(hosts=hosts, retry=retry, credentials=credentials, ahead=self._prepared.ahead) as client,
             anyio.create_task_group() as group,

@@ -130,4 +130,7 @@ def test_a_file_of_choice(user: Crungo, guarded: str, tmp_path: Path) -> None:
     assert guarded in json.loads(file.read_text())["auths"]
     assert "404" in user("pull", "--authfile", file, f"{guarded}/x", check=125).stderr
     user("logout", "--authfile", file, guarded, check=0)
+    for verb in ("pull", "run"):
+        done = user(verb, "--authfile", f"{file}.none", f"{guarded}/x", check=125)
+        assert done.stderr.startswith(f"crungo: authfile {file}.none: no such file\n")
     assert json.loads(file.read_text())["auths"] == {}
