@@ -19,6 +19,8 @@ def main() -> NoReturn:
     from crungo.io.fds import ensure_standard_fds
 
     ensure_standard_fds()  # first of all: what is opened next would take the place of one that is closed
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - what is printed goes nowhere
     # Starting makes tens of thousands of objects that stay: looking through them for garbage finds none.
     gc.set_threshold(100_000, 10, 10)
     # A command runs on asyncio. httpcore imports trio wherever it is installed, which takes longer than all of httpx.

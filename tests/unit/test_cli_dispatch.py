@@ -305,3 +305,11 @@ def test_closed_standard_descriptors_are_given_to_nothing_else(closed: tuple[int
         "__main__.main()\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 7
+
+
+@pytest.mark.parametrize("words", [["images"], ["system", "prune"], ["pull", "--help"], ["--version"]])
+def test_an_answer_that_nobody_can_have_is_no_failure(words: list[str], tmp_path: Path) -> None:
+    """As with docker and podman, whose output goes nowhere either where stdout is closed."""
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "crungo", "--root", str(tmp_path), *words]
+    done = subprocess.run(command, input="", stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
