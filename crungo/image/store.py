@@ -197,7 +197,7 @@ class Store:
         """Remove a name and, with its last name, the image; an id means all its names. For a worker thread.
 
         ``in_use`` says which containers use an image. Such an image keeps its content: without ``force`` the removal is
-        refused, with it the image only loses its names.
+        refused, with it the image only loses its names, if it has any.
 
         Raises:
             ImageNotKnown: there is no such image.
@@ -220,10 +220,10 @@ class Store:
                 self._drop(going)
                 return Removal(untagged=names)
             users = self._users(chosen, in_use)
-            if users and not force:
+            if users and not (force and names):
                 raise ImageInUse(
                     f"cannot remove image {chosen.image_id[7:19]}: it is used by {', '.join(users)[:300]}",
-                    hint="remove the containers first",
+                    hint="end its containers first",
                 )
             candidates = self.collector.reachable([chosen])
             self._drop(going)

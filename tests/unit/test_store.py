@@ -174,6 +174,8 @@ class TestRemoval:
         removal = store.remove("one", force=True, in_use=lambda _: ["box"])
         assert (removal.untagged, removal.deleted) == (("one:latest",), ())
         assert os.path.isdir(image.layers[0])
+        with pytest.raises(ImageInUse, match="used by box"):  # it has no name left to lose
+            store.remove(image.id, force=True, in_use=lambda _: ["box"])
         assert store.remove(image.id).deleted == (image.id,)
         assert everything(store) == []
 
