@@ -110,7 +110,8 @@ class _Pull(Record):
                 self._tell_done(mended, changed=False)
                 return mended
         elif self.policy == "never":
-            raise ImageNotKnown(f"No such image: {self.reference.familiar}")
+            wanted = f" for {self.platform}" if self.explicit else ""
+            raise ImageNotKnown(f"No such image: {self.reference.familiar}{wanted}")
         image = await self._fetch()
         self._tell_done(image, changed=True)
         return image

@@ -235,6 +235,9 @@ async def test_platform_from_index(registry: FakeRegistry, client: RegistryClien
     await get(text, store, client, platform=Platform.parse("linux/arm64"))
     assert [sent.request.method for sent in registry.sent] == ["HEAD"]
 
+    with pytest.raises(ImageNotKnown, match=f"^No such image: {text}:latest for linux/s390x$"):
+        await get(text, store, client, platform=Platform.parse("linux/s390x"), policy="never")
+
     assert store.image(target).id == arm.id  # amd has lost the name to it
     store.tag(amd.id, Reference.parse("amd"))
     with pytest.raises(StoreError, match="ambiguous"):
