@@ -43,7 +43,13 @@ def call(parsed: Parsed, context: Context) -> int:
     file = parsed.text("authfile")
     credentials = Credentials((file,) if file else None)
     # Asked before there is a loop: its handler of Ctrl-C would only make a note of it, and the prompt would stay.
-    username, password = _ask(host, parsed, credentials)
+    try:
+        username, password = _ask(host, parsed, credentials)
+    except (EOFError, KeyboardInterrupt) as error:
+        sys.stderr.write("\n")  # what comes next does not belong to the prompt
+        if isinstance(error, EOFError):
+            raise UsageError("login needs a user name and a password") from None
+        raise
     anyio.run(_login, host, Credential(username=username, password=password), credentials)
     emit("Login Succeeded")
     return 0
@@ -98,4 +104,7 @@ def _ask_username(host: str, credentials: Credentials) -> str:
     default = known.username if known is not None else ""
     sys.stderr.write(f"Username ({default}): " if default else "Username: ")
     sys.stderr.flush()
-    return sys.stdin.readline(_LONGEST).strip() or default
+    line = sys.stdin.readline(_LONGEST)
+    if not line:
+        raise EOFError
+    return line.strip() or default

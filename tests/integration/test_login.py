@@ -105,6 +105,17 @@ def test_prompts(user: Crungo, guarded: str) -> None:
         terminal.control("C")
         assert terminal.wait() == 130
         terminal.assert_restored()
+        assert terminal.cursor[0] == 0
+
+
+@pytest.mark.parametrize("words", [(), ("-u", USER)])
+def test_the_end_of_input_at_a_prompt(words: tuple[str, ...], user: Crungo, guarded: str) -> None:
+    with user.terminal("login", *words, guarded) as terminal:
+        terminal.expect("Password: " if words else "Username: ")
+        terminal.control("D")
+        terminal.expect("\ncrungo: login needs a user name and a password")
+        assert terminal.wait() == 125
+        terminal.assert_restored()
 
 
 def test_a_helper_keeps_it(user: Crungo, guarded: str) -> None:
