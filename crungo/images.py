@@ -114,6 +114,6 @@ def local(name: str, store: Store, platform: Platform | None) -> Image | None:
         image = store.image(name)
     except CrungoError:
         return None
-    if platform is not None and platform.accepts(image.config.platform) is None:
+    if platform is not None and not image.config.suits(platform):
         return None
     return None if store.untrusted(image) else image

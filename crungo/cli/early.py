@@ -65,7 +65,12 @@ def _begin(options: RunOptions, roots: Roots, spawner: SpawnerProcess) -> Creati
         return None
     from crungo.creation import begin  # the spawner starts meanwhile
 
-    return begin(options.config, roots, spawner)
+    creation = begin(options.config, roots, spawner)
+    if creation is not None and creation.image is not None:
+        from crungo.cli.foreign import warn_if_foreign
+
+        warn_if_foreign(options.config, creation.image.config)
+    return creation
 
 
 def _run_meanwhile(creation: Creation, held: frozenset[int]) -> int | None:

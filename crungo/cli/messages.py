@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["report"]
+__all__ = ["report", "warn"]
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 125, 130, 141
 
@@ -52,6 +52,11 @@ def report(error: BaseException, *, verb: str | None = None, debug: bool = False
         if not debug:
             _write("hint: `crungo --debug` shows where\n")
     return FAILED
+
+
+def warn(text: str) -> None:
+    """Print what the user should know of something that goes on."""
+    _write(f"crungo: warning: {printable(text)}\n")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from crungo.cli.foreign import warn_if_foreign
 from crungo.cli.spared import Spared
 from crungo.engine import Engine
 from crungo.errors import ContainerError, UsageError
@@ -125,6 +126,8 @@ async def _id_file(path: str) -> AsyncIterator[Callable[[str], Awaitable[None]]]
 
 
 async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGroup) -> Container:
+    if options.config.rootfs is None:
+        warn_if_foreign(options.config, (await engine.image(options.config)).config)
     if not options.crun_debug:
         return await engine.create(options.config)
     reader, writer = pipe()

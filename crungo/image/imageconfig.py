@@ -68,6 +68,10 @@ class ImageConfig(Record):
         """The platform that the image is for, in canonical spelling; parts that it does not name are empty."""
         return Platform.of(self.os, self.architecture, self.variant)
 
+    def suits(self, platform: Platform) -> bool:
+        """Whether the image is for ``platform``, or does not say what it is for."""
+        return not (self.os or self.architecture) or platform.accepts(self.platform) is not None
+
     @property
     def environment(self) -> dict[str, str]:
         """The environment as a mapping; of a name that occurs twice, the last value counts, as in docker."""

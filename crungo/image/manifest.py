@@ -83,7 +83,7 @@ class Index(Record):
             return usable[position]
         offered = sorted({str(entry.platform) for entry in usable if entry.platform and entry.platform.os != "unknown"})
         raise ImageError(
-            f"{what}: there is no image for {platform}",
+            f"{what}: there is no image for {platform.beside(entry.platform for entry in usable)}",
             hint=f"it exists for {', '.join(offered)[:500]}" if offered else None,
         )
 

@@ -113,6 +113,12 @@ class Platform(Record):
                 ranked.append((rank, position))
         return min(ranked)[1] if ranked else None
 
+    def beside(self, others: Iterable[Platform | None]) -> Platform:
+        """What to call it where there are only these: the variant matters to who has the architecture."""
+        kind = (self.os, self.architecture)
+        alike = any(other and (other.os, other.architecture) == kind for other in others)
+        return self if alike else Platform(os=self.os, architecture=self.architecture)
+
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 

@@ -126,9 +126,9 @@ class _Pull(Record):
             if self.policy == "never":
                 raise
             return None
-        if self.explicit and self.platform.accepts(image.config.platform) is None:
-            return None
-        return image
+        # Of a name alone, what is here is meant, unless the registry is asked: that gives what is for this machine.
+        particular = self.explicit or self.policy in ("always", "newer")
+        return image if not particular or image.config.suits(self.platform) else None
 
     async def _use_local(self, image: Image) -> Image | None:
         """The image that is here, if the policy is content with it, with its layers made good; else None."""

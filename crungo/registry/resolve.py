@@ -132,10 +132,8 @@ async def _body(
 
 
 def _check_platform(config: ImageConfig, platform: Platform, what: str, *, explicit: bool) -> None:
-    if not config.os and not config.architecture:
-        return  # it does not say; what the index said of it was enough
-    if platform.accepts(config.platform) is None:
+    if not config.suits(platform):  # one that does not say what it is for does: what the index said of it was enough
         raise ImageError(
-            f"{what}: it is for {config.platform}, not for {platform}",
+            f"{what}: it is for {config.platform}, not for {platform.beside([config.platform])}",
             hint=f"ask for it with --platform {config.platform}" if not explicit else None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 from collections.abc import Iterator
@@ -40,6 +41,23 @@ def test_an_image_is_asked_for_once(fresh_crungo: Crungo, fake: FakeRegistry, bu
     assert word(fresh_crungo, "--pull", "missing", reference) == "one"
     assert word(fresh_crungo, "--pull=never", reference) == "one"
     assert fake.sent == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--cidfile=id"]])
+def test_an_image_for_another_machine_is_warned_of(
+    flags: list[str], fresh_crungo: Crungo, fake: FakeRegistry, busybox: Path
+) -> None:
+    """It may run, where the host emulates; here it does because it only says that it is for another."""
+    reference = fake.add(busybox_image(busybox, architecture="s390x"))
+    fresh_crungo("pull", "-q", "--platform", "linux/s390x", reference, check=0)
+    here = f"linux/{ARCHITECTURES[platform.machine()]}"
+    done = fresh_crungo("run", *flags, reference, "true", check=0)
+    assert done.stderr == (
+        f"crungo: warning: image {reference} is for linux/s390x, and this machine is {here}; "
+        "--platform says which is meant\n"
+    )
+    assert fresh_crungo("run", "--platform=linux/s390x", reference, "true", check=0).stderr == ""
+    assert "is for linux/s390x, not for" in fresh_crungo("run", "--pull=always", reference, "true", check=125).stderr
 
 
 def test_pull_policies(fresh_crungo: Crungo, fake: FakeRegistry, busybox: Path) -> None:
