@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
@@ -39,7 +40,7 @@ def pull_progress(fd: int, *, missing: bool = False) -> PullProgress:
 
 
 class PullProgress:
-    """A context manager; on leaving it, the display is gone."""
+    """A context manager, of the main thread; on leaving it, the display is gone."""
 
     def __init__(self, fd: int, screen: _Screen | None, *, missing: bool) -> None:
         self._fd = fd
@@ -50,10 +51,15 @@ class PullProgress:
         self._wake: anyio.Event | None = None
 
     def __enter__(self) -> Self:
+        if self._screen is not None:
+            screen = self._screen
+            # After Ctrl-Z the shell has written below the display: after fg it goes on under that.
+            self._continued = signal.signal(signal.SIGCONT, lambda *_: screen.forget())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._screen is not None:
+            signal.signal(signal.SIGCONT, self._continued)
             self._screen.draw([], patient=True)
 
     @contextmanager
@@ -125,6 +131,10 @@ class _Screen:
     @property
     def shown(self) -> bool:
         return bool(self._shown)
+
+    def forget(self) -> None:
+        """What was shown is no longer at the bottom, and stays as it is."""
+        self._shown = []
 
     def size(self) -> tuple[int, int]:
         """Columns and rows; some terminals do not know theirs."""

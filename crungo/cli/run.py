@@ -92,7 +92,7 @@ class _Progress:
         if self._take is None:
             from crungo.cli.progress import pull_progress
 
-            display = pull_progress(STDERR, missing=self._missing)
+            display = self._stack.enter_context(pull_progress(STDERR, missing=self._missing))
             self._take = self._stack.enter_context(display.follow())
             self.group.start_soon(display.keep_fresh)
         self._take(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import struct
 import termios
 from collections.abc import Iterator
@@ -249,6 +250,25 @@ class TestDisplay:
             wrapped = sum(-(-len(row) // 30) for row in before)
             assert wrapped > len(before)
             assert os.read(screen.master, 65536).startswith(f"\x1b[{wrapped}A\r".encode())
+
+    def test_what_came_meanwhile_is_not_drawn_over(self, screen: Screen) -> None:
+        """Stopped, the shell has had the terminal; what was shown until then stays above its lines."""
+        with pull_progress(screen.slave) as progress, progress.follow() as show:
+            show(resolved(10 * MB))
+            os.write(screen.slave, b"[1]+  Stopped\n$ fg\n")
+            signal.raise_signal(signal.SIGCONT)
+            show(done(0))
+            show(FINISHED)
+        assert screen.rows()[:7] == [
+            "latest: Pulling from alpine",
+            "000000000000: Waiting",
+            "Total: 0B/10MB, 0/1 layers",
+            "[1]+  Stopped",
+            "$ fg",
+            "latest: Pulling from alpine",
+            "000000000000: Pull complete",
+        ]
+        assert signal.getsignal(signal.SIGCONT) == signal.SIG_DFL
 
     def test_two_at_once_of_which_one_fails(self, screen: Screen) -> None:
         with pull_progress(screen.slave) as progress, progress.follow() as show:
