@@ -23,6 +23,7 @@ VERB = Verb(
         Flag(name="--format", metavar="FORMAT", help="table, json, or a Go template, such as {{.Size}}."),
         Flag(name="--verbose", short="-v", kind="switch", help="Show every image."),
     ),
+    epilog="Images take the space of their unpacked layers, and of the blobs that these were unpacked from.",
 )
 TITLES = {
     "Type": "TYPE",
@@ -37,6 +38,7 @@ VERBOSE = ("Repository", "Tag", "ID", "CreatedSince", "Size", "SharedSize", "Uni
 def call(parsed: Parsed, context: Context) -> int:
     """Print the table."""
     from crungo.cli import dead_containers
+    from crungo.cli.output import emit
     from crungo.cli.tables import show
     from crungo.image.store import Store
     from crungo.image.usage import usage
@@ -50,6 +52,8 @@ def call(parsed: Parsed, context: Context) -> int:
     living, dead, dead_size = dead_containers.measure(context.roots)
     if verbose:
         _show_images(used)
+        for what, size in (("Blobs", used.blobs), ("Containers", dead_size), ("Leftovers", used.leftovers)):
+            emit(f"\n{what} usage: {human.size(size, digits=4)}\n")
         return 0
     active = sum(row.containers > 0 for row in used.images)
     rows = [

@@ -275,6 +275,9 @@ class TestSystem:
         verbose = fresh_crungo("system", "df", "-v", check=0).stdout
         assert verbose.count(tiny) == 2
         assert "UNIQUE SIZE" in verbose
+        for what, size in (("Containers", rows[1]["Size"]), ("Leftovers", rows[2]["Size"])):
+            assert f"\n{what} usage: {size}\n" in verbose
+        assert "\nBlobs usage: " in verbose
 
         declined = fresh_crungo("system", "prune", input="n\n", check=0).stdout
         assert "WARNING! This will remove:" in declined
