@@ -6,6 +6,9 @@ deadline of its own), the same with reads of 256 KiB 1,150 MB/s, this one 2,500 
 and waits, with a deadline, only where there is nothing; TLS records are collected into one buffer before they are
 handed up.
 
+A server may end a connection that is kept for further requests just when one is sent. That is no failure: the stream
+tells the pool that the connection is not available after all, which sends the request again over another one.
+
 Invariant: one task reads a stream at a time, and every wait ends by data, by its deadline, by cancellation or by
 ``aclose``.
 """
@@ -45,9 +48,14 @@ class SocketStream(httpcore.AsyncNetworkStream):
         self._socket = sock
         self._reads = 0  # since anybody else had a turn
         self._poll: select.poll | None = None
+        self._answered = False  # something has come since the last write
+        self._kept = False  # what was written last follows an answer
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Whatever has arrived, up to 256 KiB; empty at the end of the stream. Waits at most ``timeout`` seconds."""
+        """Whatever has arrived, up to 256 KiB; empty at the end of the stream. Waits at most ``timeout`` seconds.
+
+        Raises ``ConnectionNotAvailable`` where the server has ended a kept connection without a word to the request.
+        """
         self._reads += 1
         if self._reads > _AT_ONCE:
             # The loop gets its turn even when data is always there, or sixteen fast streams would starve all else.
@@ -56,20 +64,23 @@ class SocketStream(httpcore.AsyncNetworkStream):
         else:
             await anyio.lowlevel.checkpoint_if_cancelled()
         try:
-            while True:
-                try:
-                    return self._receive()
-                except (BlockingIOError, ssl.SSLWantReadError):
-                    await self._wait(anyio.wait_readable, timeout)
-                except ssl.SSLWantWriteError:
-                    await self._wait(anyio.wait_writable, timeout)
+            data = await self._next(timeout)
         except TimeoutError as error:
             raise httpcore.ReadTimeout(f"no data for {timeout:g} seconds") from error
         except (OSError, ValueError, anyio.ClosedResourceError) as error:
+            if isinstance(error, OSError):  # and not by us
+                self._check_kept()
             raise httpcore.ReadError(str(error)) from error
+        if data:
+            self._answered = True
+        else:
+            self._check_kept()
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send all of ``buffer``; each wait for room takes at most ``timeout`` seconds."""
+        if self._answered:
+            self._kept, self._answered = True, False
         rest = memoryview(buffer)
         try:
             while rest:
@@ -130,6 +141,20 @@ class SocketStream(httpcore.AsyncNetworkStream):
 
     def _receive(self) -> bytes:
         return self._socket.recv(_READ_SIZE)
+
+    async def _next(self, timeout: float | None) -> bytes:
+        while True:
+            try:
+                return self._receive()
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await self._wait(anyio.wait_readable, timeout)
+            except ssl.SSLWantWriteError:
+                await self._wait(anyio.wait_writable, timeout)
+
+    def _check_kept(self) -> None:
+        """The connection has ended: was it one that was kept, and had it ended before the request came?"""
+        if self._kept and not self._answered:
+            raise httpcore.ConnectionNotAvailable from None
 
     async def _wait(
         self, wait: typing.Callable[[socket.socket], typing.Awaitable[None]], timeout: float | None

@@ -9,7 +9,20 @@ import pytest
 from crungo.errors import ImageNotFound, RegistryError
 from crungo.image.reference import Reference
 from crungo.registry.hosts import Hosts, Mirror, Registry
-from tests.support.scripted import MANIFEST, Asked, Reply, Server, Sleeps, client, good, ref, serving, sha256
+from tests.support.scripted import (
+    BLOB,
+    MANIFEST,
+    Asked,
+    Reply,
+    Server,
+    Sleeps,
+    client,
+    good,
+    received,
+    ref,
+    serving,
+    sha256,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +58,7 @@ async def test_redirects_that_lead_nowhere(location: str, message: str) -> None:
 async def test_a_registry_that_comes_back() -> None:
     replies = [
         Reply(503),
-        Reply(429, {"Retry-After": "77"}),
+        Reply(429, {"Retry-After": "77", "Connection": "close"}),
         Reply(raw=b""),
         Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"),
     ]
@@ -57,6 +70,29 @@ async def test_a_registry_that_comes_back() -> None:
     async with serving(handler) as server, client(sleeps=sleeps, retries=4) as registry:
         assert (await registry.get_manifest(ref(server))).body == MANIFEST
         assert sleeps == [1.0, 77.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_kept_connection_that_ends_when_it_is_used_again(reset: bool) -> None:
+    """The server, or what is in between, gives up idle connections at a moment of its own: that is no failure."""
+    seen: set[int] = set()
+
+    def handler(asked: Asked) -> Reply | None:
+        if asked.connection in seen:
+            return Reply(raw=b"", reset=reset)
+        seen.add(asked.connection)
+        return good(asked)
+
+    async with serving(handler) as server, client(retries=0) as registry:
+        for _ in range(2):
+            assert (await registry.get_manifest(ref(server))).body == MANIFEST
+        # Two are kept, and each of them ends when it is used.
+        async with registry.open_blob(ref(server), sha256(BLOB)) as one:
+            assert (await registry.get_manifest(ref(server))).body == MANIFEST
+            assert await received(one) == BLOB
+        async with registry.open_blob(ref(server), sha256(BLOB)) as stream:
+            assert await received(stream) == BLOB
+        assert server.connections == 5, "one for each request that was answered"
 
 
 async def test_a_registry_that_does_not_come_back() -> None:
