@@ -187,25 +187,32 @@ def _challenges(answer: Answer) -> list[Challenge]:
 Failures: TypeAlias = "Mapping[Endpoint, RegistryError | DigestMismatch]"
 
 
-def _is_conclusive(error: RegistryError | DigestMismatch) -> bool:
+def _is_conclusive(place: Endpoint, error: RegistryError | DigestMismatch) -> bool:
     """Whether the failure shows that the server speaks the scheme that it was asked in."""
+    if isinstance(error, RegistryError) and error.status == 400 and place.base_url.startswith("http:"):
+        return False  # what servers of TLS say to plain http
     spoken = not isinstance(error, RegistryError) or error.status is not None or error.__cause__ is None
-    return spoken or any(isinstance(link, ssl.SSLCertVerificationError) for link in chain(error))
+    return spoken or any(isinstance(link, ssl.SSLError) and _is_of_tls(link) for link in chain(error))
+
+
+def _is_of_tls(error: ssl.SSLError) -> bool:
+    """Whether only a server of TLS can have caused this: its certificate, or an alert that it sent."""
+    return isinstance(error, ssl.SSLCertVerificationError) or "ALERT" in (error.reason or "")
 
 
 def _worth_asking_again(places: Sequence[Endpoint], failures: Failures) -> list[Endpoint]:
     """The places whose failure may pass; not those of a server that has turned out to speak the other scheme."""
     failed = [(place, failures[place]) for place in places if place in failures]
-    spoken = {(place.registry, place.repository) for place, error in failed if _is_conclusive(error)}
+    spoken = {(place.registry, place.repository) for place, error in failed if _is_conclusive(place, error)}
     return [
         place
         for place, error in failed
-        if is_transient(error) and (_is_conclusive(error) or (place.registry, place.repository) not in spoken)
+        if is_transient(error) and (_is_conclusive(place, error) or (place.registry, place.repository) not in spoken)
     ]
 
 
 def _worth_telling(endpoints: Sequence[Endpoint], failures: Failures) -> RegistryError | DigestMismatch:
     """The failure to report: the registry's own, and an answer rather than silence."""
-    ours = [failures[endpoint] for endpoint in endpoints if endpoint in failures and not endpoint.mirror]
-    known = ours or list(failures.values())
-    return next((error for error in known if _is_conclusive(error)), known[0])
+    known = [(endpoint, failures[endpoint]) for endpoint in endpoints if endpoint in failures]
+    ours = [(endpoint, error) for endpoint, error in known if not endpoint.mirror] or known
+    return next((error for endpoint, error in ours if _is_conclusive(endpoint, error)), ours[0][1])

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import socket
+import ssl
+from collections.abc import AsyncIterable, Callable
+from typing import cast
 
+import anyio.lowlevel
+import httpcore
 import pytest
 
-from crungo.errors import ImageNotFound, RegistryError
+from crungo.errors import AuthenticationError, ImageNotFound, RegistryError
 from crungo.image.reference import Reference
+from crungo.registry.headers import Headers
 from crungo.registry.hosts import Hosts, Mirror, Registry
+from crungo.registry.transport import Response, Transport
+from crungo.registry.urls import Url
 from tests.support.scripted import (
     BLOB,
     MANIFEST,
@@ -36,6 +44,53 @@ async def test_400_to_plain_http_means_tls() -> None:
         assert len(server.asked) == 2, (
             "both were asked by plain http, and then with TLS, which this server does not know"
         )
+
+
+def not_trusted() -> Exception:
+    error = ssl.SSLCertVerificationError("certificate verify failed")
+    error.verify_message = "self-signed certificate"
+    return error
+
+
+def alert() -> Exception:
+    error = ssl.SSLError()
+    error.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (404, ImageNotFound, "answered 404"),
+        (401, AuthenticationError, "answered 401"),
+        (503, RegistryError, "answered 503"),
+        (not_trusted, RegistryError, "certificate is not trusted"),
+        (alert, RegistryError, "alert certificate required"),
+    ],
+)
+async def test_what_a_server_of_tls_says_to_plain_http_hides_nothing(
+    answer: int | Callable[[], Exception],
+    kind: type[RegistryError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def send(_self: Transport, _method: str, url: Url, *_rest: object, **_streamed: bool) -> Response:
+        if url.scheme == "https" and not isinstance(answer, int):
+            raise httpcore.ConnectError from answer()
+        status = answer if url.scheme == "https" else 400
+        return Response(
+            status=cast("int", status),
+            headers=Headers([(b"Content-Length", b"0")]),
+            body=cast("AsyncIterable[bytes]", httpcore.Response(200, content=b"").stream),
+            connection=httpcore.AsyncMockStream([]),
+            aclose=anyio.lowlevel.checkpoint,
+        )
+
+    monkeypatch.setattr(Transport, "send", send)
+    async with client(retries=1) as registry:
+        with pytest.raises(RegistryError, match=message) as caught:
+            await registry.get_manifest(Reference.parse("127.0.0.1:5000/a/b:1"))
+        assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize(
