@@ -157,7 +157,7 @@ def _connect(options: PullOptions, hosts: Hosts, here: Mapping[str, str]) -> Ahe
             for endpoint in (first, *others):
                 url = parse_url(endpoint.base_url)
                 count = opened.get(endpoint.base_url, 0)
-                if endpoint.registry == first.registry and count < IMAGES_AT_ONCE and is_far(url.netloc):
+                if endpoint.registry == first.registry and count < IMAGES_AT_ONCE and is_far(url):
                     ahead.open(url.host, url.port, 1)  # one for each scheme that it may be spoken to with
                     opened[endpoint.base_url] = count + 1
     return ahead

@@ -11,7 +11,6 @@ Invariant: a socket belongs to its ``Ahead`` until it is taken, and to who took 
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
 import threading
@@ -20,16 +19,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crungo.registry.hosts import is_loopback
+from crungo.registry.proxies import proxy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, TypeAlias
 
+    from crungo.registry.urls import Url
+
     Address: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]
 
-__all__ = ["Ahead", "alternating", "begin", "is_far", "known_addresses", "may_be_proxied"]
+__all__ = ["Ahead", "alternating", "begin", "is_far", "known_addresses"]
 
-_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _FRESH = 10.0  # seconds for which a server may be trusted to wait for a first request
 
 
@@ -186,17 +187,13 @@ def alternating(found: Iterable[tuple[Any, ...]]) -> list[Address]:
     return mixed
 
 
-def is_far(host: str) -> bool:
-    """Whether it takes time to connect to ``host[:port]``, which is done by this process itself."""
-    return not is_loopback(host) and not may_be_proxied(host)
+def is_far(url: Url) -> bool:
+    """Whether it takes time to connect to the server of ``url``, and no proxy does that.
 
-
-def may_be_proxied(host: str) -> bool:
-    """Whether the environment names proxies that ``host[:port]`` may have to be asked for through.
-
-    A proxy sees names of its own network: this machine is never asked for through one, as in Go.
+    Raises:
+        UsageError: the environment names a malformed proxy.
     """
-    return not is_loopback(host) and any(value and name.lower() in _PROXIES for name, value in os.environ.items())
+    return not is_loopback(url.netloc) and proxy_of(url) is None
 
 
 def _is_closed(sock: socket.socket) -> bool:

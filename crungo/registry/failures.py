@@ -46,14 +46,18 @@ def refused(
     return error
 
 
-def unreachable(what: str, host: str, error: Exception) -> RegistryError:
-    """The error for a request without an answer, or with an answer that was cut short. The caller chains ``error``."""
+def unreachable(what: str, host: str, error: Exception, *, proxy: str | None = None) -> RegistryError:
+    """The error for a request without an answer, or with an answer that was cut short. The caller chains ``error``.
+
+    ``proxy`` is who was asked for the host.
+    """
     links = chain(error)
     for link in links:
         if isinstance(link, ssl.SSLError):
             return _tls_failed(what, host, link)
     why = next((reason for link in reversed(links) if (reason := _reason(link))), None)
-    return RegistryError(f"{what}: {host}: {why or printable(str(error)) or type(error).__name__}")
+    asked = f"{host}: proxy {proxy}" if proxy else host
+    return RegistryError(f"{what}: {asked}: {why or printable(str(error)) or type(error).__name__}")
 
 
 def _tls_failed(what: str, host: str, error: ssl.SSLError) -> RegistryError:

@@ -1,5 +1,4 @@
-"""Requests through ``httpx.AsyncClient``: streams of blobs, over a pool of ours or through the proxies that the
-environment names (HTTP(S)_PROXY, ALL_PROXY, NO_PROXY: httpx knows these, tunnels, and credentials for proxies).
+"""Requests through ``httpx.AsyncClient``: streams of blobs, over a pool of ours.
 
 To import this is to import httpx, which takes 18 ms: see ``transport``.
 
@@ -17,10 +16,9 @@ import httpcore
 import httpx
 
 from crungo.registry.headers import Headers
-from crungo.registry.transport import IDLE_SECONDS, MOST_CONNECTIONS, MOST_IDLE, Response
+from crungo.registry.transport import Response
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 
     from crungo.registry.urls import Url
@@ -29,27 +27,12 @@ __all__ = ["Streams"]
 
 
 class Streams:
-    """A client of httpx over its caller's ``pool``; without one, with connections of its own, and ``context`` for TLS.
+    """A client of httpx over its caller's ``pool``; ``timeout`` is the extension of that name of its requests."""
 
-    ``timeout`` is the extension of that name, of httpcore's requests.
-    """
-
-    def __init__(
-        self,
-        *,
-        pool: httpcore.AsyncConnectionPool | None,
-        context: ssl.SSLContext | None,
-        timeout: Mapping[str, float | None],
-    ) -> None:
+    def __init__(self, *, pool: httpcore.AsyncConnectionPool, timeout: Mapping[str, float | None]) -> None:
         self._client = httpx.AsyncClient(
-            transport=None if pool is None else _PoolTransport(pool),
-            trust_env=pool is None,
-            verify=context or True,
-            limits=httpx.Limits(
-                max_connections=MOST_CONNECTIONS,
-                max_keepalive_connections=MOST_IDLE,
-                keepalive_expiry=IDLE_SECONDS,
-            ),
+            transport=_PoolTransport(pool),
+            trust_env=False,  # proxies are the pool's
             cookies=_NoCookies(),
             follow_redirects=False,
             event_hooks={"response": [_take_location]},
@@ -72,9 +55,8 @@ class Streams:
         )
 
     async def aclose(self) -> None:
-        """Close the connections that are not the caller's."""
-        with _translated():
-            await self._client.aclose()
+        """End the client. The connections are the caller's."""
+        await self._client.aclose()
 
 
 class _NoCookies(CookieJar):

@@ -1,8 +1,8 @@
 """Requests and answers of HTTP/1.1 over one pool of connections, with our own sockets.
 
 Blobs are streams of httpx (``streams``). What is asked for before them, which is all that most pulls ask for, httpcore
-sends, whose pool lies below both: httpx takes 18 ms to import, and 0.1 ms of each request. Where the environment names
-a proxy, everything goes through httpx.
+sends, whose pool lies below both: httpx takes 18 ms to import, and 0.1 ms of each request. Where there is a proxy, the
+pool is one that asks it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import anyio.to_thread
 import httpcore
 
+from crungo.errors import UsageError
 from crungo.records import Record
 from crungo.registry.headers import Headers
 from crungo.registry.sockets import SocketBackend
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 
     from crungo.registry.ahead import Ahead
+    from crungo.registry.proxies import Proxy
     from crungo.registry.streams import Streams
     from crungo.registry.urls import Url
 
@@ -66,27 +68,30 @@ class Transport:
     """Owns connections to any number of hosts; used on one event loop.
 
     Without ``context``, only plain http is to be spoken. ``connect`` and ``stall`` are seconds, the latter until the
-    next byte comes. ``proxied``: through the proxies that the environment names. ``ahead``: where connections may be
-    under way already, its owner's to close.
+    next byte comes. ``ahead``: where connections may be under way already, its owner's to close. ``proxy`` is asked for
+    everything, where there is one; ``proxy_context`` is for speaking TLS with it.
+
+    Raises:
+        UsageError: the proxy is of a kind for which a package is missing.
     """
 
     kind: ClassVar[type[Streams] | None] = None
     """What sends streams, once it is imported."""
 
     def __init__(
-        self, *, context: ssl.SSLContext | None, connect: float, stall: float, proxied: bool, ahead: Ahead
+        self,
+        *,
+        context: ssl.SSLContext | None,
+        connect: float,
+        stall: float,
+        ahead: Ahead,
+        proxy: Proxy | None = None,
+        proxy_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._context = context
+        self.proxy = proxy
         # Waiting for one's turn is no fault.
         self._timeout = {"connect": connect, "read": stall, "write": stall, "pool": None}
-        self._proxied = proxied
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=MOST_CONNECTIONS,
-            max_keepalive_connections=MOST_IDLE,
-            keepalive_expiry=IDLE_SECONDS,
-            network_backend=SocketBackend(ahead),
-        )
+        self._pool = _pool(context, ahead, proxy, proxy_context)
         self._streams: Streams | None = None
 
     async def send(
@@ -100,7 +105,7 @@ class Transport:
         fields += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         if content:
             fields.append((b"Content-Length", b"%d" % len(content)))
-        if streamed or self._proxied:
+        if streamed:
             return await (await self._opened()).send(method, url, fields, content)
         response = await self._pool.handle_async_request(
             httpcore.Request(
@@ -108,7 +113,7 @@ class Transport:
                 url=httpcore.URL(
                     scheme=url.scheme.encode("ascii"),
                     host=url.host.encode("ascii"),
-                    port=url.port,
+                    port=url.special_port,  # a proxy is told all of it
                     target=url.target.encode("ascii"),
                 ),
                 headers=fields,
@@ -141,10 +146,33 @@ class Transport:
             kind = Transport.kind
             if kind is None:
                 kind = await anyio.to_thread.run_sync(import_streams)
-            self._streams = self._streams or kind(
-                pool=None if self._proxied else self._pool, context=self._context, timeout=self._timeout
-            )
+            self._streams = self._streams or kind(pool=self._pool, timeout=self._timeout)
         return self._streams
+
+
+def _pool(
+    context: ssl.SSLContext | None, ahead: Ahead, proxy: Proxy | None, proxy_context: ssl.SSLContext | None
+) -> httpcore.AsyncConnectionPool:
+    options: dict[str, Any] = {
+        "ssl_context": context,
+        "max_connections": MOST_CONNECTIONS,
+        "max_keepalive_connections": MOST_IDLE,
+        "keepalive_expiry": IDLE_SECONDS,
+    }
+    if proxy is None:
+        return httpcore.AsyncConnectionPool(network_backend=SocketBackend(ahead), **options)
+    options["proxy_url"] = httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target=b"/")
+    if proxy.scheme == "socks5":
+        user = (proxy.username, proxy.password) if proxy.username else None
+        try:
+            return httpcore.AsyncSOCKSProxy(proxy_auth=user, **options)
+        except RuntimeError:
+            raise UsageError(f"proxy {proxy.netloc}: socks5 takes the Python package socksio") from None
+    if proxy.authorization is not None:
+        options["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
+    if proxy.scheme == "https":  # TLS within TLS is beyond our own sockets
+        return httpcore.AsyncHTTPProxy(proxy_ssl_context=proxy_context, **options)
+    return httpcore.AsyncHTTPProxy(network_backend=SocketBackend(ahead), **options)
 
 
 def import_streams() -> type[Streams]:

@@ -26,10 +26,15 @@ class Url(Record):
     target: str
 
     @property
+    def special_port(self) -> int | None:
+        """The port where it is not the scheme's own."""
+        return None if self.port == _PORTS.get(self.scheme) else self.port
+
+    @property
     def netloc(self) -> str:
         """``host[:port]``, the port only where it is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS.get(self.scheme) else f"{host}:{self.port}"
+        return host if self.special_port is None else f"{host}:{self.port}"
 
     @property
     def origin(self) -> tuple[str, str, int]:

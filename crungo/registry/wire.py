@@ -14,13 +14,14 @@ import anyio.to_thread
 
 from crungo.errors import RegistryError
 from crungo.records import Record, field
-from crungo.registry.ahead import Ahead, is_far, may_be_proxied
+from crungo.registry.ahead import Ahead, is_far
 from crungo.registry.answer import Answer
 from crungo.registry.failures import unreachable
 from crungo.registry.headers import printable
 from crungo.registry.hostfiles import Certificates, find_certificates
 from crungo.registry.hosts import Hosts, host_of
-from crungo.registry.tls import build_context, build_plain_context
+from crungo.registry.proxies import Proxy, proxy_of
+from crungo.registry.tls import build_context
 from crungo.registry.transport import FAILURES, Transport
 from crungo.registry.urls import Url, join_url, parse_url
 
@@ -66,7 +67,7 @@ class _Trust(Record, kw_only=False):
     tls: bool
     insecure: bool = False
     certificates: Certificates = _NO_CERTIFICATES
-    proxied: bool = False
+    proxy: Proxy | None = None
 
 
 class Wire:
@@ -94,7 +95,7 @@ class Wire:
         url = parse_url(text)
         missing = count - self._ahead.count(url.host, url.port)
         missing -= sum(transport.idle(url) for transport in self._transports.values())
-        if missing > 0 and is_far(url.netloc):
+        if missing > 0 and is_far(url):
             self._ahead.open(url.host, url.port, missing)
 
     async def aclose(self) -> None:
@@ -110,6 +111,7 @@ class Wire:
 
         Raises:
             RegistryError: no answer, or a redirect that must not be followed.
+            UsageError: the environment names a malformed proxy, or a certificate is malformed.
         """
         origin = url = _parsed(outgoing.url, outgoing.what)
         authorization = outgoing.authorization
@@ -149,9 +151,10 @@ class Wire:
         try:
             response = await transport.send(method, url, headers, content, streamed=outgoing.streamed)
         except FAILURES as error:
-            failure = unreachable(outgoing.what, url.netloc, error)
+            proxy = transport.proxy
+            failure = unreachable(outgoing.what, url.netloc, error, proxy=None if proxy is None else proxy.netloc)
             failure.answering = url.origin in self._answering
-            if may_be_proxied(url.netloc):
+            if proxy is not None:
                 failure.hint = failure.hint or "HTTP_PROXY, HTTPS_PROXY and NO_PROXY are in effect"
             raise failure from error
         if response.status != 400 or url.scheme == "https":  # 400 is what servers of TLS say to plain http
@@ -164,31 +167,39 @@ class Wire:
         async with self._making:
             trust = self._trusted.get(key)
             if trust is None:
-                proxied = may_be_proxied(host)
-                trust = _Trust(tls=False, proxied=proxied)
+                proxy = proxy_of(url)
+                trust = _Trust(tls=False, proxy=proxy)
                 if url.scheme == "https":
-                    trust = await anyio.to_thread.run_sync(self._trust, host, insecure, proxied)
+                    trust = await anyio.to_thread.run_sync(self._trust, host, insecure, proxy)
                 self._trusted[key] = trust
             transport = self._transports.get(trust)
             if transport is None:
                 transport = self._transports[trust] = await self._make(trust)
             return transport
 
-    def _trust(self, host: str, insecure: bool, proxied: bool) -> _Trust:
+    def _trust(self, host: str, insecure: bool, proxy: Proxy | None) -> _Trust:
         filed_under = "docker.io" if host_of(host) == "registry-1.docker.io" else host
         return _Trust(
             tls=True,
             insecure=insecure or self._hosts.is_insecure(host),
             certificates=find_certificates(filed_under, self._folders),
-            proxied=proxied,
+            proxy=proxy,
         )
 
     async def _make(self, trust: _Trust) -> Transport:
-        connect, stall = self._timeouts.connect, self._timeouts.stall
-        context = build_plain_context() if trust.proxied else None
+        context = proxy_context = None
         if trust.tls:
             context = await anyio.to_thread.run_sync(lambda: build_context(trust.certificates, insecure=trust.insecure))
-        return Transport(context=context, connect=connect, stall=stall, proxied=trust.proxied, ahead=self._ahead)
+        if trust.proxy is not None and trust.proxy.scheme == "https":
+            proxy_context = await anyio.to_thread.run_sync(lambda: build_context(trust.certificates, insecure=False))
+        return Transport(
+            context=context,
+            connect=self._timeouts.connect,
+            stall=self._timeouts.stall,
+            ahead=self._ahead,
+            proxy=trust.proxy,
+            proxy_context=proxy_context,
+        )
 
 
 def _parsed(url: str, what: str) -> Url:
