@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["refused", "unreachable"]
 
+_WAITING = (ssl.SSLWantReadError, ssl.SSLWantWriteError)  # no failures
+# By OpenSSL's number. What is not here is an authority that is not known.
+_RENEW = "it has to be renewed, if the clock of this machine is right"
+_OTHER_NAME = "ask for it by a name that the certificate is made out to, or call it insecure"
+_CERTIFICATE_HINTS = {9: _RENEW, 10: _RENEW, 62: _OTHER_NAME, 64: _OTHER_NAME}
+
 
 def refused(
     what: str, registry: str, status: int, *, headers: Mapping[str, str], body: bytes, hint: str | None = None
@@ -53,7 +59,7 @@ def unreachable(what: str, host: str, error: Exception, *, proxy: str | None = N
     """
     links = chain(error)
     for link in links:
-        if isinstance(link, ssl.SSLError):
+        if isinstance(link, ssl.SSLError) and not isinstance(link, _WAITING):
             return _tls_failed(what, host, link)
     why = next((reason for link in reversed(links) if (reason := _reason(link))), None)
     asked = f"{host}: proxy {proxy}" if proxy else host
@@ -61,15 +67,21 @@ def unreachable(what: str, host: str, error: Exception, *, proxy: str | None = N
 
 
 def _tls_failed(what: str, host: str, error: ssl.SSLError) -> RegistryError:
+    folder = f"/etc/containers/certs.d/{host}"
     if isinstance(error, ssl.SSLCertVerificationError):
+        why = printable(error.verify_message).rstrip(".")
         return RegistryError(
-            f"{what}: {host}: certificate is not trusted: {printable(error.verify_message)}",
-            hint=f"put its authority into /etc/containers/certs.d/{host}/ca.crt, or call it insecure",
+            f"{what}: {host}: certificate is not trusted: {why}",
+            hint=_CERTIFICATE_HINTS.get(
+                error.verify_code, f"put its authority into {folder}/ca.crt, or call it insecure"
+            ),
         )
     reason = (error.reason or str(error)).replace("_", " ").lower()
     hint = None
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         hint = "it seems to speak plain http: call it insecure in registries.conf to allow that"
+    elif "alert" in reason and "certificate" in reason:
+        hint = f"it wants another client certificate than it got, if any: that is {folder}/client.cert and client.key"
     return RegistryError(f"{what}: {host}: TLS failed: {printable(reason)}", hint=hint)
 
 
@@ -77,7 +89,7 @@ def _reason(link: BaseException) -> str | None:
     """One link of a chain of causes, in words, where it knows more than the others."""
     if isinstance(link, socket.gaierror):
         return "its name does not resolve" if link.errno == socket.EAI_NONAME else printable(link.strerror or "")
-    if isinstance(link, BlockingIOError):
+    if isinstance(link, (BlockingIOError, *_WAITING)):
         return None  # what a wait began with, whose end is another link's to tell
     if isinstance(link, OSError) and link.errno is not None:
         return os.strerror(link.errno).lower() if link.errno in errno.errorcode else None

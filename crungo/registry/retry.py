@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import re
+import ssl
 from typing import TYPE_CHECKING
 
 import anyio
@@ -87,6 +88,10 @@ def is_transient(error: BaseException) -> bool:
     if error.status is not None:
         return is_transient_status(error.status)
     cause = error.__cause__
+    if cause is not None and any(
+        isinstance(link, ssl.SSLError) and "ALERT" in (link.reason or "") for link in chain(cause)
+    ):
+        return False  # of TLS 1.3, a refusal of our certificate comes when the connection stands
     if isinstance(cause, httpcore.ConnectError):
         passing = (ConnectionResetError, ConnectionRefusedError) if error.answering else ConnectionResetError
         return any(isinstance(link, passing) for link in chain(cause))

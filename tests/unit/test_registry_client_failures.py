@@ -48,7 +48,8 @@ async def test_400_to_plain_http_means_tls() -> None:
 
 def not_trusted() -> Exception:
     error = ssl.SSLCertVerificationError("certificate verify failed")
-    error.verify_message = "self-signed certificate"
+    error.reason = "CERTIFICATE_VERIFY_FAILED"
+    error.verify_code, error.verify_message = 18, "self-signed certificate"
     return error
 
 
