@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from crungo.errors import AuthenticationError, ImageNotFound, RegistryError
 from crungo.registry.headers import error_detail, printable
+from crungo.registry.hosts import filed_under
 from crungo.registry.retry import chain, parse_retry_after
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def unreachable(what: str, host: str, error: Exception, *, proxy: str | None = N
 
 
 def _tls_failed(what: str, host: str, error: ssl.SSLError) -> RegistryError:
-    folder = f"/etc/containers/certs.d/{host}"
+    folder = f"/etc/containers/certs.d/{filed_under(host)}"
     if isinstance(error, ssl.SSLCertVerificationError):
         why = printable(error.verify_message).rstrip(".")
         return RegistryError(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from crungo.image.reference import Reference
 
-__all__ = ["Endpoint", "Hosts", "Mirror", "Registry", "host_of", "is_loopback", "parse_registries_conf"]
+__all__ = ["Endpoint", "Hosts", "Mirror", "Registry", "filed_under", "host_of", "is_loopback", "parse_registries_conf"]
 
 DOCKER_HUB = "docker.io"
 _DOCKER_HUB_NAMES = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
@@ -182,6 +182,11 @@ def host_of(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
+def filed_under(host: str) -> str:
+    """The registry that ``host[:port]`` serves, under which credentials and certificates are filed."""
+    return DOCKER_HUB if host in _DOCKER_HUB_NAMES else host
+
+
 def is_loopback(host: str) -> bool:
     """Whether ``host[:port]`` is this machine: ``localhost``, 127.0.0.0/8 or ``[::1]``."""
     name = host_of(host)
@@ -268,7 +273,8 @@ def _schemes(host: str, repository: str, *, insecure: bool, mirror: bool) -> tup
     machine, and a server of TLS answers it with a clean 400.
     """
     schemes = ("http", "https") if is_loopback(host) else ("https", "http") if insecure else ("https",)
-    registry, served_by = (DOCKER_HUB, "registry-1.docker.io") if host in _DOCKER_HUB_NAMES else (host, host)
+    registry = filed_under(host)
+    served_by = "registry-1.docker.io" if registry == DOCKER_HUB else host
     return tuple(
         Endpoint(
             base_url=f"{scheme}://{served_by}",

@@ -19,7 +19,7 @@ from crungo.registry.answer import Answer
 from crungo.registry.failures import unreachable
 from crungo.registry.headers import printable
 from crungo.registry.hostfiles import Certificates, find_certificates
-from crungo.registry.hosts import Hosts, host_of
+from crungo.registry.hosts import Hosts, filed_under
 from crungo.registry.proxies import Proxy, proxy_of
 from crungo.registry.tls import build_context
 from crungo.registry.transport import FAILURES, Transport
@@ -170,19 +170,21 @@ class Wire:
                 proxy = proxy_of(url)
                 trust = _Trust(tls=False, proxy=proxy)
                 if url.scheme == "https":
-                    trust = await anyio.to_thread.run_sync(self._trust, host, insecure, proxy)
+                    trust = await anyio.to_thread.run_sync(self._trust, url, insecure, proxy)
                 self._trusted[key] = trust
             transport = self._transports.get(trust)
             if transport is None:
                 transport = self._transports[trust] = await self._make(trust)
             return transport
 
-    def _trust(self, host: str, insecure: bool, proxy: Proxy | None) -> _Trust:
-        filed_under = "docker.io" if host_of(host) == "registry-1.docker.io" else host
+    def _trust(self, url: Url, insecure: bool, proxy: Proxy | None) -> _Trust:
+        certificates = find_certificates(filed_under(url.netloc), self._folders)
+        if certificates == _NO_CERTIFICATES and url.special_port is None:
+            certificates = find_certificates(f"{url.netloc}:{url.port}", self._folders)  # as it may have been written
         return _Trust(
             tls=True,
-            insecure=insecure or self._hosts.is_insecure(host),
-            certificates=find_certificates(filed_under, self._folders),
+            insecure=insecure or self._hosts.is_insecure(url.netloc),
+            certificates=certificates,
             proxy=proxy,
         )
 

@@ -15,8 +15,11 @@ import pytest
 
 from crungo.errors import RegistryError
 from crungo.image.reference import Reference
+from crungo.registry.ahead import Ahead
 from crungo.registry.hosts import Hosts, Registry
 from crungo.registry.sockets import SocketStream
+from crungo.registry.urls import parse_url
+from crungo.registry.wire import Timeouts, Wire
 from tests.support.scripted import (
     BLOB,
     MANIFEST,
@@ -75,6 +78,25 @@ async def test_tls_with_an_authority_of_certs_d(tmp_path: Path, authority: Path)
                 async with registry.open_blob(ref(server), sha256(BLOB)) as stream:
                     assert await received(stream) == BLOB
             assert len({asked.connection for asked in server.asked}) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("https://reg.example:5000", "reg.example:5000"),
+        ("https://reg.example", "reg.example"),
+        ("https://reg.example:443", "reg.example"),
+        ("https://reg.example:443", "reg.example:443"),
+        ("https://registry-1.docker.io", "docker.io"),
+    ],
+)
+def test_where_certificates_are_filed(tmp_path: Path, url: str, folder: str) -> None:
+    """A port that need not be written may have been written, in the reference and in certs.d."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "ca.crt").touch()
+    wire = Wire(hosts=Hosts(), certificate_folders=(str(tmp_path),), timeouts=Timeouts(), ahead=Ahead())
+    found = wire._trust(parse_url(url), False, None).certificates
+    assert found.authorities == (str(tmp_path / folder / "ca.crt"),)
 
 
 async def test_an_insecure_registry_is_not_verified(authority: Path) -> None:

@@ -50,6 +50,15 @@ def test_tls(cause: ssl.SSLError, message: str, hint: str) -> None:
     assert hint in told.hint
 
 
+def test_docker_hub_is_called_by_its_name() -> None:
+    """It is under that that its certificates are looked for."""
+    error = httpcore.ReadError("x")
+    error.__cause__ = not_trusted(20, "unable to get local issuer certificate")
+    told = unreachable("x", "registry-1.docker.io", error)
+    assert told.hint is not None
+    assert "certs.d/docker.io/ca.crt" in told.hint
+
+
 def test_a_handshake_that_does_not_come_about() -> None:
     """What a wait began with is no failure of TLS, nor of a file."""
     error = httpcore.ConnectTimeout("no TLS handshake within 15 seconds")
