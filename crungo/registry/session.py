@@ -154,8 +154,9 @@ class Session:
         body = b""
         with suppress(RegistryError):  # the status alone says enough
             body = await answer.read(limit=_LARGEST_REFUSAL)
-        who = answer.host if answer.foreign else endpoint.registry
-        hint = ask.hint or self._tokens.note(endpoint)
+        who, hint = endpoint.registry, ask.hint or self._tokens.note(endpoint)
+        if answer.foreign:  # where nobody can log in
+            who, hint = answer.host, f"{endpoint.registry} has redirected there"
         return refused(ask.what, who, answer.status, headers=answer.headers, body=body, hint=hint)
 
     def _note(self, endpoint: Endpoint, error: RegistryError | DigestMismatch) -> None:

@@ -200,9 +200,10 @@ async def test_authorization_follows_no_redirect_to_another_host() -> None:
         # What another host wants is none of the registry's business: no credentials go to the realm it names.
         cdn.handler = lambda _: Reply(401, {"WWW-Authenticate": f'Bearer realm="{server.url}/token"'})
         count = len(tokens)
-        with pytest.raises(AuthenticationError, match=f"{cdn.host} answered 401"):
+        with pytest.raises(AuthenticationError, match=f"{cdn.host} answered 401") as caught:
             async with registry.open_blob(ref(server), sha256(BLOB)):
                 pass
+        assert caught.value.hint == f"{server.host} has redirected there", "nobody can log in to it"
         assert len(tokens) == count
 
 
