@@ -338,9 +338,10 @@ class Engine:
             ImageNotKnown: there is no such image.
             ImageInUse: a container or another engine uses it.
         """
-        from crungo.images import remove
+        from crungo.images import remove, stored_name
 
         with naming_the_limit(f"remove {image}"):
+            image = await to_thread.run_sync(stored_name, image, self.store)
             identifier = (await to_thread.run_sync(self.store.image, image)).id
         users = [
             container.id for container in self._containers if container.traits.image == identifier and container.alive

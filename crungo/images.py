@@ -6,8 +6,9 @@ The one place where registries and the spawner meet: a pull is given its unpacke
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from crungo.errors import CrungoError, UsageError
+from crungo.errors import CrungoError, ImageNotKnown, UsageError
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from crungo.registry.retry import RetryPolicy
     from crungo.runtime.requests import SpawnerProcess
 
-__all__ = ["credentials_of", "local", "obtain", "remove"]
+__all__ = ["credentials_of", "local", "obtain", "remove", "stored_name"]
 
 
 async def obtain(
@@ -108,10 +109,32 @@ def remove(store: Store, what: str, *, force: bool, own: Sequence[str]) -> Remov
     return store.remove(what, force=force, in_use=users)
 
 
+def stored_name(name: str, store: Store) -> str:
+    """What the store knows an image by: the name as it is or, where it knows none, what that is an alias of.
+
+    Raises:
+        UsageError: registries.conf, which says so, is malformed.
+        StoreError: as of ``Store.image``.
+    """
+    try:
+        store.record(name)
+    except ImageNotKnown:
+        from crungo.registry.hostfiles import load_hosts
+
+        expanded = load_hosts().expand(name)
+        with suppress(ImageNotKnown):
+            store.record(expanded)
+            return expanded
+    return name
+
+
 def local(name: str, store: Store, platform: Platform | None) -> Image | None:
     """The image if the store has it, for this platform, with every layer trustworthy."""
     try:
-        image = store.image(name)
+        try:
+            image = store.image(name)
+        except ImageNotKnown:
+            image = store.image(stored_name(name, store))
     except CrungoError:
         return None
     if platform is not None and not image.config.suits(platform):

@@ -31,6 +31,7 @@ def call(parsed: Parsed, context: Context) -> int:
     from crungo.cli.output import emit, to_json
     from crungo.cli.templates import Template, plain
     from crungo.image.store import Store
+    from crungo.images import stored_name
 
     if parsed.text("type") not in (None, "", "image"):
         raise UsageError("--type: only image is known")
@@ -40,7 +41,7 @@ def call(parsed: Parsed, context: Context) -> int:
     found, failures = [], []
     for name in parsed.arguments:
         try:
-            found.append(image_view(store.image(name)))
+            found.append(image_view(store.image(stored_name(name, store))))
         except CrungoError as error:
             failures.append(error)
     if template is not None:

@@ -184,7 +184,7 @@ def _here(options: PullOptions, context: Context) -> dict[str, str]:
     from crungo.image.platform import Platform
     from crungo.image.reference import Reference
     from crungo.image.store import Store
-    from crungo.images import local
+    from crungo.images import local, stored_name
 
     store = Store(context.roots)
     platform = None if options.platform is None else Platform.parse(options.platform)
@@ -192,5 +192,6 @@ def _here(options: PullOptions, context: Context) -> dict[str, str]:
     for name in options.images:
         image = local(name, store, platform)
         if image is not None:
-            found[name] = answer(options, Reference.parse(name), image, changed=False)
+            reference = Reference.parse(stored_name(name, store))
+            found[name] = answer(options, reference, image, changed=False)
     return found

@@ -34,13 +34,14 @@ def call(parsed: Parsed, context: Context) -> int:
     """Remove one after the other; what cannot be removed is told, and keeps none of the others."""
     from crungo.cli.output import emit
     from crungo.image.store import Store
+    from crungo.images import stored_name
 
     store = Store(context.roots)
     force = parsed.switch("force")
     code = 0
     for name in parsed.arguments:
         try:
-            removal = store.remove(name, force=force, in_use=store.users)
+            removal = store.remove(stored_name(name, store), force=force, in_use=store.users)
         except CrungoError as error:
             if not (force and isinstance(error, ImageNotKnown)):
                 code = max(code, report(error, verb="rmi", debug=context.debug))

@@ -27,7 +27,9 @@ def call(parsed: Parsed, context: Context) -> int:
     """Put the name into the store."""
     from crungo.image.reference import Reference
     from crungo.image.store import Store
+    from crungo.images import stored_name
 
     source, target = parsed.arguments
-    Store(context.roots).tag(source, Reference.parse(target))
+    store = Store(context.roots)
+    store.tag(stored_name(source, store), Reference.parse(target))
     return 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,24 @@ class TestNames:
         assert "No such image" in fresh_crungo("image", "rm", "nothing", check=125).stderr
         assert images(fresh_crungo, "-q") == []
         assert os.listdir(fresh_crungo.root / "layers") == []
+
+    def test_short_names(self, fresh_crungo: Crungo, busybox_reference: str, tiny: str, tmp_path: Path) -> None:
+        """What was pulled by an alias is known by it, unless the store has something of just that name."""
+        conf = tmp_path / "registries.conf"
+        conf.write_text(f'[aliases]\n"box" = "{busybox_reference.removesuffix(":latest")}"\n')
+        user = replace(fresh_crungo, env={"CONTAINERS_REGISTRIES_CONF": str(conf)})
+        user("pull", "box", check=0)
+        assert user("run", "--pull=never", "box", "echo", "hello", check=0).stdout == "hello\n"
+        assert json.loads(user("inspect", "box", check=0).stdout)[0]["RepoTags"] == [busybox_reference]
+        for policy in ("missing", "never"):
+            printed = user("pull", f"--policy={policy}", "box", check=0).stdout.splitlines()
+            assert printed[1:] == [f"Status: Image is up to date for {busybox_reference}", busybox_reference]
+        user("tag", "box", "other/box", check=0)
+        assert user("rmi", "box", check=0).stdout == f"Untagged: {busybox_reference}\n"
+        assert "No such image: box:latest" in user("inspect", "box", check=125).stderr
+        user("pull", tiny, "box", check=0)
+        user("tag", tiny, "box", check=0)
+        assert "box:latest" in json.loads(user("inspect", "box", check=0).stdout)[0]["RepoTags"]
 
     def test_a_container_keeps_its_image(self, fresh_crungo: Crungo, busybox_reference: str) -> None:
         fresh_crungo("pull", "-q", busybox_reference, check=0)
