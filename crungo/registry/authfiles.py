@@ -3,7 +3,8 @@
 Read in this order: ``$REGISTRY_AUTH_FILE`` alone, where it is set; else ``$XDG_RUNTIME_DIR/containers/auth.json``,
 ``~/.config/containers/auth.json`` and ``$DOCKER_CONFIG/config.json`` (``~/.docker``).
 
-Invariant: a file is replaced whole by a rename, is readable by its owner alone, and keeps the keys that are not ours.
+Invariant: a file is replaced whole by a rename, is readable by its owner alone, who stays the same, and keeps the keys
+that are not ours.
 """
 
 from __future__ import annotations
@@ -145,6 +146,9 @@ def _replace(path: str, text: str) -> None:
     handle, temporary = tempfile.mkstemp(prefix=".auth-", dir=os.path.dirname(path))  # mode 0600 from the start
     try:
         with open(handle, "w", encoding="utf-8") as stream:
+            with suppress(FileNotFoundError, PermissionError):
+                before = os.stat(path)
+                os.fchown(handle, before.st_uid, before.st_gid)  # root may log in for somebody
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())  # the file also holds what others wrote: a crash must not leave it empty

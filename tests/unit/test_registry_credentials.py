@@ -186,6 +186,28 @@ async def test_login_and_logout_keep_the_rest_of_the_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_a_file_keeps_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """As root, a login into somebody's file would make it root's."""
+    given: list[tuple[int, int]] = []
+
+    def fchown(_fd: int, uid: int, gid: int) -> None:
+        given.append((uid, gid))
+        if not allowed:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    path = tmp_path / "auth.json"
+    credentials = Credentials((str(path),))
+    await credentials.store("r.example", Credential(username="me", password="pw"))
+    assert given == []
+    await credentials.store("s.example", Credential(username="me", password="pw"))
+    assert given == [(os.geteuid(), path.stat().st_gid)]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert await credentials.find("r.example") is not None
+
+
+@pytest.mark.anyio
 async def test_a_login_makes_the_file_and_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "run/containers/auth.json"
     await Credentials((str(path),)).store("r.example", Credential(username="me", identity_token="t"))
