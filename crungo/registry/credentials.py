@@ -65,9 +65,12 @@ class AuthFile(Record):
         return None
 
     def helper(self, keys: tuple[str, ...]) -> str | None:
-        """The helper that ``credHelpers`` names for the first of ``keys``, else the one of ``credsStore``."""
+        """The helper that ``credHelpers`` names for the first of ``keys``, else the one of ``credsStore``.
+
+        An empty name means none, for those for whom ``credsStore`` is not.
+        """
         helpers = {server_key(key): name for key, name in self._table("credHelpers").items()}
-        chosen = next((helpers[key] for key in keys if helpers.get(key)), None) or self.document.get("credsStore")
+        chosen = next((helpers[key] for key in keys if key in helpers), self.document.get("credsStore"))
         return helper_name(chosen, self.source) if chosen else None
 
     def with_credential(self, key: str, credential: Credential | None) -> dict[str, Any]:

@@ -299,3 +299,12 @@ def test_a_helpers_name_cannot_be_a_path(name: object) -> None:
         return
     with pytest.raises(UsageError, match="malformed name of a credential helper"):
         file.helper(("r",))
+
+
+def test_a_registry_may_have_no_helper_where_the_others_have_one() -> None:
+    """As docker reads an empty name."""
+    document = {"credsStore": "box", "credHelpers": {"r.example": "", "s.example": "other"}}
+    file = parse_auth_file(json.dumps(document), source="f")
+    assert file.helper(("r.example/app", "r.example")) is None
+    assert file.helper(("s.example",)) == "other"
+    assert file.helper(("t.example",)) == "box"
