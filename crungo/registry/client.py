@@ -183,9 +183,11 @@ class RegistryClient:
 
     @asynccontextmanager
     async def open_blob(
-        self, reference: Reference, digest: str, *, start: int = 0, end: int | None = None
+        self, reference: Reference, digest: str, *, start: int = 0, end: int | None = None, whole: bool = False
     ) -> AsyncIterator[BlobStream]:
         """The bytes ``start`` up to, not including, ``end`` of a blob of the reference's repository.
+
+        ``whole``: the registry is asked for all of it, and what is not wanted is thrown away.
 
         Raises:
             ImageNotFound: there is no such blob.
@@ -193,6 +195,7 @@ class RegistryClient:
                 blob is shorter than ``start``.
         """
         what = f"blob {digest} of {reference.registry}/{reference.repository}"
+        headers = {} if whole else range_header(start, end)
 
         async def use(_endpoint: Endpoint, answer: Answer) -> BlobStream:
             return open_stream(answer, what, start=start, end=end)
@@ -200,8 +203,8 @@ class RegistryClient:
         ask = Ask(
             what=what,
             path=f"blobs/{digest}",
-            headers=range_header(start, end),
-            accept=frozenset({200, 206, 416}) if start or end is not None else frozenset({200}),
+            headers=headers,
+            accept=frozenset({200, 206, 416}) if headers else frozenset({200}),
             streamed=True,
         )
         stream = await self._fetch(reference, ask, use)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from crungo.registry.groups import single_failure
 from crungo.registry.retry import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from crungo.image.blobs import Part, Segment
     from crungo.image.reference import Reference
@@ -42,6 +42,8 @@ _SLOW = 10e6
 _BATCH = 128 << 10  # bytes collected before they are written …
 _DELAY = 0.005  # … unless the last write was so many seconds ago; what is not written yet, a SIGKILL loses
 _MOST_PIECES = 512  # pwritev(2) takes 1024
+# What servers say to a range that know of none and do not just ignore it; 206: they send another one.
+_NO_RANGES = frozenset({206, 400, 416, 501})
 _PROGRESS = 64 << 10  # bytes after which a broken connection counts as a new first failure
 
 
@@ -74,6 +76,7 @@ class Download:
         self._missing: deque[tuple[int, int]] = deque()  # and nobody is fetching it
         self._rate: float | None = None
         self._sequential = False
+        self._has_ranges: bool | None = None  # the server, as far as it is known
         self._helpers = 0
         self._announced = 0
         self._announcing = False
@@ -180,7 +183,9 @@ class Download:
         size = self._part.size
         position = segment.position
         asked = None if end == size or self._sequential else end
-        async with self._client.open_blob(self._reference, self._digest, start=position, end=asked) as stream:
+        async with self._opened(position, asked) as stream:
+            if stream is None:
+                return  # once more, without a range
             if stream.total is not None and stream.total != size:
                 raise DigestMismatch(
                     f"blob {self._digest}: {self._reference.registry} has {stream.total} bytes, the manifest says "
@@ -195,6 +200,26 @@ class Download:
         if segment.position < (stream.end or end):
             short = httpcore.RemoteProtocolError(f"ended after {segment.position - position} bytes")
             raise RegistryError(f"blob {self._digest}: {self._reference.registry}: {short}") from short
+
+    @asynccontextmanager
+    async def _opened(self, start: int, end: int | None) -> AsyncIterator[BlobStream | None]:
+        """A part of the blob; None where the server turns out to refuse ranges."""
+        opening = self._client.open_blob(
+            self._reference, self._digest, start=start, end=end, whole=self._has_ranges is False
+        )
+        async with AsyncExitStack() as stack:
+            stream: BlobStream | None = None
+            try:
+                stream = await stack.enter_async_context(opening)
+            except RegistryError as error:
+                if error.status not in _NO_RANGES or self._has_ranges is not None or (start == 0 and end is None):
+                    raise
+                self._has_ranges, self._sequential = False, True
+                self._missing.clear()
+            else:
+                if stream.ranged and (start or end is not None):
+                    self._has_ranges = True
+            yield stream
 
     async def _copy(self, stream: BlobStream, segment: Segment, end: int) -> None:
         pieces: list[bytes] = []

@@ -9,7 +9,7 @@ import pytest
 from crungo.errors import RegistryError
 from crungo.registry.client import RegistryClient
 from crungo.registry.progress import LayerRetry, ProgressEvent
-from tests.support.fakeregistry import FakeRegistry, Fault
+from tests.support.fakeregistry import FakeRegistry, Fault, Request
 from tests.support.smallpulls import QUICK, get, layered, leftovers, make_store, on
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +86,18 @@ async def test_ranges_ignored_on_resume(registry: FakeRegistry, client: Registry
     registry.faults = on(
         source, lambda request: Fault(after=200_000 if request.number == 0 else None, ignore_range=True)
     )
+    await get(text, make_store(tmp_path), client)
+
+
+async def test_ranges_refused_on_resume(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    """What was begun could never be completed else, however often it is pulled."""
+    source = layered(500_000)
+    text = registry.add(source)
+
+    def fault(request: Request) -> Fault | None:
+        return Fault(status=416) if request.range else Fault(after=200_000 if request.number == 0 else None)
+
+    registry.faults = on(source, fault)
     await get(text, make_store(tmp_path), client)
 
 

@@ -93,6 +93,20 @@ async def test_large_layer_without_ranges(registry: FakeRegistry, client: Regist
 
 
 @pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("status", [206, 400, 416, 501])
+async def test_large_layer_of_a_server_that_refuses_ranges(
+    status: int, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    """Others do not ask for any, so that nobody has noticed."""
+    source = layered(2_000_000)
+    text = registry.add(source)
+    registry.faults = on(source, lambda request: Fault(status=status) if request.range else None)
+    image = await get(text, make_store(tmp_path), client)
+    assert image.digest == source.digest
+    assert len(registry.requests(source.document["layers"][0]["digest"])) == 2
+
+
+@pytest.mark.usefixtures("small_segments")
 async def test_further_connections_may_be_refused(registry: FakeRegistry, tmp_path: Path) -> None:
     source = layered(2_000_000)
     text = registry.add(source)
