@@ -199,8 +199,8 @@ def is_loopback(host: str) -> bool:
 def _registry(table: object, source: str) -> Registry:
     if not isinstance(table, dict):
         raise UsageError(f"{source}: registry: must be a table")
-    location = _typed(table, "location", str, "", source)
-    prefix = _typed(table, "prefix", str, "", source) or location
+    location = _place(table, "location", source)
+    prefix = _place(table, "prefix", source) or location
     where = f"{source}: registry {prefix!r}"
     if not re.fullmatch(_PREFIX, prefix):
         raise UsageError(f"{where}: prefix must be host[:port][/path] or *.domain, without a tag or digest")
@@ -224,7 +224,7 @@ def _registry(table: object, source: str) -> Registry:
 def _mirror(table: object, where: str, default: PullFrom) -> Mirror:
     if not isinstance(table, dict):
         raise UsageError(f"{where}: mirror: must be a table")
-    location = _typed(table, "location", str, "", where)
+    location = _place(table, "location", where)
     if not re.fullmatch(_LOCATION, location):
         raise UsageError(f"{where}: mirror location {location!r} must be host[:port][/path]")
     pull = _typed(table, "pull-from-mirror", str, "", where) or default
@@ -233,6 +233,12 @@ def _mirror(table: object, where: str, default: PullFrom) -> Mirror:
     return Mirror(
         location=location, insecure=_typed(table, "insecure", bool, False, where), pull=cast("PullFrom", pull)
     )
+
+
+def _place(table: Mapping[str, Any], key: str, where: str) -> str:
+    """A prefix or a location; a slash at its end means nothing."""
+    text: str = _typed(table, key, str, "", where)
+    return text.rstrip("/")
 
 
 def _typed(table: Mapping[str, Any], key: str, kind: type[Any], default: Any, where: str) -> Any:

@@ -124,6 +124,18 @@ def test_a_location_at_docker_hub_gets_the_official_folder() -> None:
     assert urls(hosts, "example.com/alpine") == ["https://registry-1.docker.io/library/alpine"]
 
 
+def test_a_slash_at_the_end_means_nothing() -> None:
+    hosts = conf(
+        '[[registry]]\nprefix = "example.com/"\nlocation = "a.example/b/"\n'
+        '[[registry.mirror]]\nlocation = "mirror.example/"\n'
+    )
+    places = hosts.endpoints(Reference.parse("example.com/x"))
+    assert [(place.base_url, place.repository) for place in places] == [
+        ("https://mirror.example", "x"),
+        ("https://a.example", "b/x"),
+    ]
+
+
 def test_a_blocked_registry_yields_nothing() -> None:
     hosts = conf('[[registry]]\nlocation = "example.com/evil"\nblocked = true\n')
     with pytest.raises(RegistryError, match=r"example\.com/evil/x: registry is blocked"):
