@@ -42,7 +42,7 @@ VERB = Verb(
         ),
         Flag(name="--quiet", short="-q", kind="switch", help="Show no progress, and print the digests only."),
         Flag(name="--retry", metavar="NUMBER", help="How often to try again what failed (3)."),
-        Flag(name="--retry-delay", metavar="TIME", help="Time between tries, such as 5s (grows from about 0.5s)."),
+        Flag(name="--retry-delay", metavar="TIME", help="Time between tries, such as 5s (grows from about 1s)."),
     ),
     arguments=(Argument(name="IMAGE", help="Images: NAME[:TAG] or NAME@DIGEST.", many=True),),
     epilog="Digest, status and full name of each image are printed on stdout, the progress on stderr.",

@@ -32,20 +32,21 @@ _SECONDS = re.compile(r"[0-9]{1,9}")
 class RetryPolicy(Record):
     """How often and how patiently. Times are in seconds.
 
-    Without ``delay``, the n-th wait is uniformly random between 0 and ``base * 2**n``, at most ``cap`` (full jitter, so
-    that many clients that failed together do not come back together). A given ``delay`` replaces the schedule. A
-    registry's ``Retry-After`` is a lower bound, honoured up to ``retry_after_cap``.
+    Without ``delay``, the n-th wait, from 0, is ``base * 2**n``, at most ``cap``; a random part of it, less than half,
+    is left out, so that many clients that failed together do not come back together. (All of it at random could be
+    three waits of next to nothing, and a registry that restarts takes seconds.) A given ``delay`` replaces the
+    schedule. A registry's ``Retry-After`` is a lower bound, honoured up to ``retry_after_cap``.
     """
 
     retries: int = 3
     delay: float | None = None
-    base: float = 0.5
+    base: float = 1.0
     cap: float = 30.0
     retry_after_cap: float = 120.0
 
     def wait(self, attempt: int, *, retry_after: float | None = None, uniform: float = 1.0) -> float:
         """Seconds to wait after the failure number ``attempt`` (from 0); ``uniform`` is a random number in [0, 1]."""
-        jittered = min(self.cap, self.base * 2 ** min(attempt, 30)) * uniform
+        jittered = min(self.cap, self.base * 2 ** min(attempt, 30)) * (0.5 + uniform / 2)
         chosen = jittered if self.delay is None else self.delay
         return max(chosen, min(retry_after or 0.0, self.retry_after_cap))
 

@@ -70,6 +70,7 @@ def test_no_wait_is_longer_than_the_caps(attempt: int, uniform: float, retry_aft
     assert wait >= min(retry_after or 0, policy.retry_after_cap)
     if not retry_after:
         assert wait <= policy.base * 2 ** min(attempt, 60)
+    assert wait >= min(policy.base * 2 ** min(attempt, 60), policy.cap) / 2  # patience is not left to chance
 
 
 def test_a_given_delay_replaces_the_schedule() -> None:
