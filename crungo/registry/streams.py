@@ -27,9 +27,9 @@ __all__ = ["Streams"]
 
 
 class Streams:
-    """A client of httpx over its caller's ``pool``; ``timeout`` is the extension of that name of its requests."""
+    """A client of httpx over its caller's pool."""
 
-    def __init__(self, *, pool: httpcore.AsyncConnectionPool, timeout: Mapping[str, float | None]) -> None:
+    def __init__(self, pool: httpcore.AsyncConnectionPool) -> None:
         self._client = httpx.AsyncClient(
             transport=_PoolTransport(pool),
             trust_env=False,  # proxies are the pool's
@@ -37,13 +37,19 @@ class Streams:
             follow_redirects=False,
             event_hooks={"response": [_take_location]},
         )
-        self._extensions = {"timeout": timeout}
 
-    async def send(self, method: str, url: Url, headers: Sequence[tuple[bytes, bytes]], content: bytes) -> Response:
-        """As ``Transport.send``; ``headers`` are all that is sent."""
+    async def send(
+        self,
+        method: str,
+        url: Url,
+        headers: Sequence[tuple[bytes, bytes]],
+        content: bytes,
+        timeout: Mapping[str, float | None],
+    ) -> Response:
+        """As ``Transport.send``; ``headers`` are all that is sent. ``timeout`` is httpcore's extension of that name."""
         with _translated():
             request = httpx.Request(
-                method, str(url), headers=headers, content=content or None, extensions=self._extensions
+                method, str(url), headers=headers, content=content or None, extensions={"timeout": timeout}
             )
             response = await self._client.send(request, stream=True)
         return Response(

@@ -67,9 +67,9 @@ class Response(Record):
 class Transport:
     """Owns connections to any number of hosts; used on one event loop.
 
-    Without ``context``, only plain http is to be spoken. ``connect`` and ``stall`` are seconds, the latter until the
-    next byte comes. ``ahead``: where connections may be under way already, its owner's to close. ``proxy`` is asked for
-    everything, where there is one; ``proxy_context`` is for speaking TLS with it.
+    Without ``context``, only plain http is to be spoken. ``connect``, ``begin`` and ``stall`` are seconds: until there
+    is a connection, an answer, and its next byte. ``ahead``: where connections may be under way already, its owner's to
+    close. ``proxy`` is asked for everything, where there is one; ``proxy_context`` is for speaking TLS with it.
 
     Raises:
         UsageError: the proxy is of a kind for which a package is missing.
@@ -83,6 +83,7 @@ class Transport:
         *,
         context: ssl.SSLContext | None,
         connect: float,
+        begin: float,
         stall: float,
         ahead: Ahead,
         proxy: Proxy | None = None,
@@ -90,7 +91,8 @@ class Transport:
     ) -> None:
         self.proxy = proxy
         # Waiting for one's turn is no fault.
-        self._timeout = {"connect": connect, "read": stall, "write": stall, "pool": None}
+        self._timeout: dict[str, float | None] = {"connect": connect, "read": begin, "write": stall, "pool": None}
+        self._stall = stall
         self._pool = _pool(context, ahead, proxy, proxy_context)
         self._streams: Streams | None = None
 
@@ -105,8 +107,17 @@ class Transport:
         fields += [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         if content:
             fields.append((b"Content-Length", b"%d" % len(content)))
+        timeout = dict(self._timeout)
         if streamed:
-            return await (await self._opened()).send(method, url, fields, content)
+            response = await (await self._opened()).send(method, url, fields, content, timeout)
+        else:
+            response = await self._send(method, url, fields, content, timeout)
+        timeout["read"] = self._stall  # httpcore looks when the body is read
+        return response
+
+    async def _send(
+        self, method: str, url: Url, fields: list[tuple[bytes, bytes]], content: bytes, timeout: dict[str, float | None]
+    ) -> Response:
         response = await self._pool.handle_async_request(
             httpcore.Request(
                 method=method.encode("ascii"),
@@ -118,7 +129,7 @@ class Transport:
                 ),
                 headers=fields,
                 content=content,
-                extensions={"timeout": self._timeout},
+                extensions={"timeout": timeout},
             )
         )
         extensions: dict[str, Any] = cast("dict[str, Any]", response.extensions)
@@ -146,7 +157,7 @@ class Transport:
             kind = Transport.kind
             if kind is None:
                 kind = await anyio.to_thread.run_sync(import_streams)
-            self._streams = self._streams or kind(pool=self._pool, timeout=self._timeout)
+            self._streams = self._streams or kind(self._pool)
         return self._streams
 
 

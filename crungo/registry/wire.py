@@ -39,9 +39,11 @@ _NO_CERTIFICATES = Certificates()
 
 
 class Timeouts(Record):
-    """Time limits in seconds: for a connection, for the next byte, and for the whole of a small answer."""
+    """Time limits in seconds: for a connection, until an answer begins, for the next byte of it, and for the whole of a
+    small one. A cache begins to answer when it has fetched what it was asked for."""
 
     connect: float = 15.0
+    begin: float = 60.0
     stall: float = 30.0
     whole: float = 120.0
 
@@ -197,6 +199,7 @@ class Wire:
         return Transport(
             context=context,
             connect=self._timeouts.connect,
+            begin=self._timeouts.begin,
             stall=self._timeouts.stall,
             ahead=self._ahead,
             proxy=trust.proxy,

@@ -71,6 +71,7 @@ class Reply:
     body: bytes = b""
     raw: bytes | None = None  # sent as it is, and the connection closed
     reset: bool = False  # after what is sent, by RST
+    late: float = 0.0  # seconds before anything is sent
     pause: float = 0.0  # seconds before the second half of the body
 
 
@@ -117,6 +118,8 @@ class Server:
             await anyio.aclose_forcefully(stream)
 
     async def _reply(self, stream: anyio.abc.ByteStream, asked: Asked, reply: Reply) -> bool:
+        if reply.late:
+            await anyio.sleep(reply.late)
         if reply.raw is not None:
             await stream.send(reply.raw)
         else:
@@ -194,6 +197,7 @@ def client(
     hosts: Hosts | None = None,
     credentials: Credentials | None = None,
     certificates: Path | None = None,
+    begin: float = 5.0,
     stall: float = 5.0,
     connect: float = 5.0,
     sleeps: Sleeps | None = None,
@@ -204,7 +208,7 @@ def client(
         credentials=credentials or Credentials(()),
         certificates=(str(certificates),) if certificates else (),
         retry=RetryPolicy(retries=retries, base=1.0),
-        timeouts=Timeouts(connect=connect, stall=stall, whole=10.0),
+        timeouts=Timeouts(connect=connect, begin=begin, stall=stall, whole=10.0),
         backoff=(Sleeps() if sleeps is None else sleeps).backoff,
     )
 

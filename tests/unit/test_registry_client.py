@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anyio
 import anyio.abc
 import httpx
@@ -220,6 +222,25 @@ async def test_a_slow_stream_is_no_stalled_one() -> None:
         registry.open_blob(ref(server), sha256(BLOB)) as stream,
     ):
         assert await received(stream) == b"x" * 10
+
+
+async def test_an_answer_may_be_longer_in_coming_than_its_next_byte() -> None:
+    """A cache begins to answer when it has fetched what it was asked for."""
+
+    def late(asked: Asked) -> Reply:
+        reply = good(asked)
+        assert reply is not None
+        return replace(reply, late=0.4)
+
+    async with serving(late) as server:
+        async with client(stall=0.1) as registry:
+            assert (await registry.get_manifest(ref(server))).body == MANIFEST
+            async with registry.open_blob(ref(server), sha256(BLOB)) as stream:
+                assert await received(stream) == BLOB
+        async with client(begin=0.1, retries=0) as registry:
+            with pytest.raises(RegistryError, match=r"no data for 0.1 seconds$") as caught:
+                await registry.get_manifest(ref(server))
+            assert is_transient(caught.value)
 
 
 async def test_leaving_a_blob_in_its_middle() -> None:
