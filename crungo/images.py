@@ -110,7 +110,7 @@ def remove(store: Store, what: str, *, force: bool, own: Sequence[str]) -> Remov
 
 
 def stored_name(name: str, store: Store) -> str:
-    """What the store knows an image by: the name as it is or, where it knows none, what that is an alias of.
+    """What the store knows an image by: the name as it is or, where it knows none, what that may be short for.
 
     Raises:
         UsageError: registries.conf, which says so, is malformed.
@@ -121,10 +121,10 @@ def stored_name(name: str, store: Store) -> str:
     except ImageNotKnown:
         from crungo.registry.hostfiles import load_hosts
 
-        expanded = load_hosts().expand(name)
-        with suppress(ImageNotKnown):
-            store.record(expanded)
-            return expanded
+        for candidate in load_hosts().candidates(name):
+            with suppress(ImageNotKnown):
+                store.record(candidate)
+                return candidate
     return name
 
 

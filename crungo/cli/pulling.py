@@ -137,9 +137,11 @@ class _Work:
             for name in options.images:
                 if name in self._results:
                     continue
-                reference = Reference.parse(hosts.expand(name))
                 start = self._every_tag if options.all_tags else self._one
-                group.start_soon(start, name, reference, client, retry)
+                try:
+                    group.start_soon(start, name, Reference.parse(hosts.expand(name)), client, retry)
+                except CrungoError as error:
+                    self._results[name] = error
 
     def tell(self, *, debug: bool) -> int:
         """Print what came of it; returns the exit code."""

@@ -15,7 +15,7 @@ from crungo.errors import InvalidReference
 from crungo.image.digest import digest_problem
 from crungo.records import Record, replace
 
-__all__ = ["DEFAULT_REGISTRY", "DEFAULT_TAG", "Reference", "check_registry"]
+__all__ = ["DEFAULT_REGISTRY", "DEFAULT_TAG", "Reference", "check_registry", "lacks_registry"]
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
@@ -143,13 +143,17 @@ def check_registry(host: str) -> None:
         raise InvalidReference(f"invalid registry {_shown(host)}: {problem}")
 
 
+def lacks_registry(name: str) -> bool:
+    """Whether a name, or a whole reference, leaves out which registry is meant."""
+    first, slash, _ = name.partition("/")
+    return not (slash and ("." in first or ":" in first or first == "localhost"))
+
+
 def _split(name: str) -> tuple[str, str]:
     """Registry and repository of a name without tag and digest."""
-    first, slash, rest = name.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        registry, repository = first, rest
-    else:
-        registry, repository = DEFAULT_REGISTRY, name
+    registry, repository = DEFAULT_REGISTRY, name
+    if not lacks_registry(name):
+        registry, _, repository = name.partition("/")
     if registry == _LEGACY_REGISTRY:
         registry = DEFAULT_REGISTRY
     if registry == DEFAULT_REGISTRY and "/" not in repository:

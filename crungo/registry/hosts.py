@@ -1,7 +1,8 @@
 """Which servers hold an image: ``registries.conf`` (version 2) as values, and the places to ask, in order. Pure.
 
 The format is that of containers-registries.conf(5): mirrors, prefixes that are rewritten to other locations, insecure
-and blocked registries, and aliases of short names. ``docker.io`` is served by ``registry-1.docker.io``.
+and blocked registries, aliases of short names, and where these are looked for. ``docker.io`` is served by
+``registry-1.docker.io``.
 
 Invariant: plain http is offered only for loopback hosts and for those that the configuration calls insecure, and a
 blocked prefix yields no place at all.
@@ -14,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from crungo.errors import RegistryError, UsageError
+from crungo.image.reference import lacks_registry
 from crungo.records import Record, field
 
 if TYPE_CHECKING:
@@ -72,19 +74,51 @@ class Registry(Record):
 
 
 class Hosts(Record):
-    """What is configured about registries. The empty value is right for a host without any configuration."""
+    """What is configured about registries. The empty value is right for a host without any configuration.
+
+    ``search`` are the registries in which a name without one may be meant; none is Docker Hub.
+    """
 
     registries: tuple[Registry, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    search: tuple[str, ...] = ()
 
     def merged(self, later: Hosts) -> Hosts:
         """This configuration with ``later`` on top: a prefix given again replaces the earlier table whole."""
         replaced = {registry.prefix for registry in later.registries}
         kept = tuple(registry for registry in self.registries if registry.prefix not in replaced)
-        return Hosts(registries=kept + later.registries, aliases={**self.aliases, **later.aliases})
+        return Hosts(
+            registries=kept + later.registries,
+            aliases={**self.aliases, **later.aliases},
+            search=later.search or self.search,
+        )
 
     def expand(self, name: str) -> str:
-        """``name`` as a user wrote it, its short name replaced by the alias where there is one; tag and digest stay."""
+        """``name`` as a user wrote it, its short name replaced by what it stands for; tag and digest stay.
+
+        Raises:
+            UsageError: it is short for several.
+        """
+        first, *others = self.candidates(name)
+        if others:
+            raise UsageError(
+                f"{name}: unqualified-search-registries has several registries for it: {', '.join(self.search)}",
+                hint=f"write the one that is meant, as in {first}",
+            )
+        return first
+
+    def candidates(self, name: str) -> list[str]:
+        """All that a name as a user wrote it may be short for: an alias, else one of each registry that is searched.
+
+        Where Docker Hub is among these, it is meant, as without any: a name means the same on most machines, and a
+        registry of the house is not asked for what is Docker Hub's.
+        """
+        aliased = self._aliased(name)
+        if aliased != name or not self.search or not lacks_registry(name):
+            return [aliased]
+        return [name] if _DOCKER_HUB_NAMES & set(self.search) else [f"{registry}/{name}" for registry in self.search]
+
+    def _aliased(self, name: str) -> str:
         short, at, digest = name.partition("@")
         colon, tag = "", ""
         if ":" in short.rpartition("/")[2]:
@@ -152,7 +186,11 @@ def parse_registries_conf(text: str, *, source: str) -> Hosts:
     aliases = _typed(document, "aliases", dict, {}, source)
     if not all(isinstance(value, str) for value in aliases.values()):
         raise UsageError(f"{source}: aliases: every value must be a string")
-    return Hosts(registries=tuple(_registry(table, source) for table in tables), aliases=aliases)
+    search = _typed(document, "unqualified-search-registries", list, [], source)
+    for host in search:
+        if not isinstance(host, str) or not re.fullmatch(_LOCATION, host):
+            raise UsageError(f"{source}: unqualified-search-registries: {host!r} must be host[:port][/path]")
+    return Hosts(registries=tuple(_registry(table, source) for table in tables), aliases=aliases, search=tuple(search))
 
 
 def _read_aliases(text: str) -> dict[str, Any] | None:

@@ -249,6 +249,20 @@ class TestNames:
         user("tag", tiny, "box", check=0)
         assert "box:latest" in json.loads(user("inspect", "box", check=0).stdout)[0]["RepoTags"]
 
+    def test_names_that_are_looked_for(self, fresh_crungo: Crungo, tiny: str, tmp_path: Path) -> None:
+        """In a registry of the house, where Docker Hub is not among those that are searched."""
+        host, name = tiny.split("/", 1)
+        conf = tmp_path / "registries.conf"
+        user = replace(fresh_crungo, env={"CONTAINERS_REGISTRIES_CONF": str(conf)})
+        conf.write_text(f'unqualified-search-registries = ["{host}"]\n')
+        assert user("pull", f"{name}:v1", check=0).stdout.splitlines()[-1] == f"{tiny}:v1"
+        assert json.loads(user("inspect", f"{name}:v1", check=0).stdout)[0]["RepoTags"] == [f"{tiny}:v1"]
+        conf.write_text(f'unqualified-search-registries = ["none.example", "{host}"]\n')
+        done = user("pull", f"{name}:v2", f"{tiny}:v2", check=125)
+        assert done.stdout.splitlines()[-1] == f"{tiny}:v2"
+        assert f"crungo: {name}:v2: unqualified-search-registries has several registries for it" in done.stderr
+        assert user("rmi", f"{name}:v1", check=0).stdout.startswith(f"Untagged: {tiny}:v1\n")
+
     def test_a_container_keeps_its_image(self, fresh_crungo: Crungo, busybox_reference: str) -> None:
         fresh_crungo("pull", "-q", busybox_reference, check=0)
         with fresh_crungo.start("run", "-i", busybox_reference, "cat", stdin=-1) as process:

@@ -136,6 +136,28 @@ def test_a_slash_at_the_end_means_nothing() -> None:
     ]
 
 
+def test_short_names_are_of_the_registry_that_is_searched() -> None:
+    house = conf('unqualified-search-registries = ["reg.house:5000"]\n[aliases]\n"fedora" = "r.example/fedora"\n')
+    assert house.expand("tool:1") == "reg.house:5000/tool:1"
+    assert house.expand(f"team/tool@{DIGEST}") == f"reg.house:5000/team/tool@{DIGEST}"
+    assert house.expand("fedora:39") == "r.example/fedora:39"
+    for whole in ("docker.io/tool", "localhost/tool", "reg.house:5000/x", "a.b/c:1"):
+        assert house.expand(whole) == whole
+    several = conf('unqualified-search-registries = ["a.example", "b.example/team"]')
+    assert several.candidates("tool:1") == ["a.example/tool:1", "b.example/team/tool:1"]
+    with pytest.raises(UsageError, match=r"several registries for it: a\.example, b\.example/team$") as caught:
+        several.expand("tool:1")
+    assert caught.value.hint == "write the one that is meant, as in a.example/tool:1"
+    assert several.expand("a.example/tool") == "a.example/tool"
+    for hub in ("docker.io", "registry-1.docker.io"):
+        with_hub = several.merged(conf(f'unqualified-search-registries = ["a.example", "{hub}"]'))
+        assert with_hub.expand("tool:1") == "tool:1"
+    assert several.merged(conf("")).candidates("tool") == ["a.example/tool", "b.example/team/tool"]
+    for wrong in ('["https://a.example"]', "[1]", '"a.example"'):
+        with pytest.raises(UsageError, match="unqualified-search-registries"):
+            conf(f"unqualified-search-registries = {wrong}")
+
+
 def test_a_blocked_registry_yields_nothing() -> None:
     hosts = conf('[[registry]]\nlocation = "example.com/evil"\nblocked = true\n')
     with pytest.raises(RegistryError, match=r"example\.com/evil/x: registry is blocked"):
