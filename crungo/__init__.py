@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crungo.errors import CommandFailed as CommandFailed
     from crungo.errors import CommandNotExecutable as CommandNotExecutable
     from crungo.errors import CommandNotFound as CommandNotFound
+    from crungo.errors import ConfigurationError as ConfigurationError
     from crungo.errors import ContainerError as ContainerError
     from crungo.errors import CrungoError as CrungoError
     from crungo.errors import DigestMismatch as DigestMismatch
@@ -72,6 +73,7 @@ _PLACES = {
     "CommandNotExecutable": "crungo.errors",
     "CommandNotFound": "crungo.errors",
     "Completed": "crungo.process",
+    "ConfigurationError": "crungo.errors",
     "Container": "crungo.containers",
     "ContainerConfig": "crungo.config",
     "ContainerError": "crungo.errors",

@@ -4,7 +4,8 @@ This module is a leaf: it imports nothing of crungo, so that every other module 
 
     CrungoError                     the base; never raised itself
     ├── UsageError                  a value that the caller gave is malformed or contradicts another
-    │   └── InvalidReference        an image reference outside the grammar
+    │   ├── InvalidReference        an image reference outside the grammar
+    │   └── ConfigurationError      a file or variable that says how to reach registries is malformed
     ├── HostError                   the host lacks what is needed (root, a controller, room for open files)
     ├── RegistryError               a registry answered wrongly, refused, or could not be reached
     │   ├── AuthenticationError     credentials are missing or were refused
@@ -40,6 +41,7 @@ __all__ = [
     "CommandFailed",
     "CommandNotExecutable",
     "CommandNotFound",
+    "ConfigurationError",
     "ContainerError",
     "CrungoError",
     "DigestMismatch",
@@ -94,6 +96,10 @@ class UsageError(CrungoError):
 
 class InvalidReference(UsageError):
     """An image reference outside the grammar of the distribution specification."""
+
+
+class ConfigurationError(UsageError):
+    """What is configured of registries, credentials, certificates or proxies is malformed; the message says where."""
 
 
 class HostError(CrungoError):

@@ -113,7 +113,7 @@ def stored_name(name: str, store: Store) -> str:
     """What the store knows an image by: the name as it is or, where it knows none, what that may be short for.
 
     Raises:
-        UsageError: registries.conf, which says so, is malformed.
+        ConfigurationError: registries.conf, which says so, is malformed.
         StoreError: as of ``Store.image``.
     """
     try:

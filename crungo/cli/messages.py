@@ -1,7 +1,7 @@
 """What the command line says when something fails, and the exit code that goes with it.
 
-Invariant: one line ``crungo: <what failed>: <why>`` on stderr, a line with a hint where there is one, and after a usage
-error where to read on. Nothing here goes to stdout, and nothing here raises. What a message quotes
+Invariant: one line ``crungo: <what failed>: <why>`` on stderr, a line with a hint where there is one, and after an
+error of the command line where to read on. Nothing here goes to stdout, and nothing here raises. What a message quotes
 of images and registries cannot move the cursor: only printable characters get through.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from crungo.errors import CrungoError, UsageError, printable
+from crungo.errors import ConfigurationError, CrungoError, UsageError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _print_error(error: CrungoError, verb: str | None) -> None:
     lines = [f"crungo: {printable(str(error))}"]
     if error.hint:
         lines.append(f"hint: {printable(error.hint)}")
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError) and not isinstance(error, ConfigurationError):
         command = f"crungo {verb}" if verb else "crungo"
         lines += ["", f"Run '{command} --help' for more information"]
     _write("\n".join(lines) + "\n")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from crungo.errors import UsageError
+from crungo.errors import ConfigurationError
 from crungo.registry import helpers
 from crungo.registry.credentials import AuthFile, Credential, lookup_keys, parse_auth_file, storage_key
 
@@ -55,7 +55,7 @@ class Credentials:
         helper.
 
         Raises:
-            UsageError: a file is malformed or cannot be read.
+            ConfigurationError: a file is malformed or cannot be read.
             AuthenticationError: a helper fails.
         """
         keys = lookup_keys(registry, repository)
@@ -74,7 +74,7 @@ class Credentials:
         says about the registry is removed, or it would hide the new credential.
 
         Raises:
-            UsageError: a file is malformed, or cannot be read or written.
+            ConfigurationError: a file is malformed, or cannot be read or written.
             AuthenticationError: the helper fails.
         """
         key = storage_key(registry)
@@ -91,7 +91,7 @@ class Credentials:
         """Remove what is filed for ``host[:port]`` from all files and helpers; False where nothing was.
 
         Raises:
-            UsageError: a file is malformed, or cannot be read or written.
+            ConfigurationError: a file is malformed, or cannot be read or written.
             AuthenticationError: a helper fails.
         """
         key = storage_key(registry)
@@ -119,9 +119,9 @@ def _read(path: str) -> AuthFile:
     except (FileNotFoundError, NotADirectoryError):
         return AuthFile(source=path)
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text") from None
+        raise ConfigurationError(f"{path}: not UTF-8 text") from None
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
 
 
 def _update(path: str, key: str, credential: Credential | None) -> None:
@@ -137,7 +137,7 @@ def _update(path: str, key: str, credential: Credential | None) -> None:
         finally:
             os.close(lock)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
 
 
 def _replace(path: str, text: str) -> None:

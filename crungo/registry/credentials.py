@@ -15,7 +15,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from crungo.errors import UsageError
+from crungo.errors import ConfigurationError
 from crungo.records import Record, field
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class AuthFile(Record):
         """The credential filed under the first of ``keys`` (from ``lookup_keys``) that has one.
 
         Raises:
-            UsageError: the entry is malformed.
+            ConfigurationError: the entry is malformed.
         """
         entries = {server_key(key): entry for key, entry in self._table("auths").items()}
         for key in keys:
@@ -91,7 +91,7 @@ class AuthFile(Record):
         if table is None:
             return {}
         if not isinstance(table, dict):
-            raise UsageError(f"{self.source}: {name}: must be an object")
+            raise ConfigurationError(f"{self.source}: {name}: must be an object")
         return table
 
 
@@ -99,14 +99,14 @@ def parse_auth_file(text: str, *, source: str) -> AuthFile:
     """Read a file's content; an empty text is an empty file.
 
     Raises:
-        UsageError: the text is no JSON object; the message names ``source`` and quotes nothing of the text.
+        ConfigurationError: the text is no JSON object; the message names ``source`` and quotes nothing of the text.
     """
     try:
         document = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):
-        raise UsageError(f"{source}: not valid JSON") from None
+        raise ConfigurationError(f"{source}: not valid JSON") from None
     if not isinstance(document, dict):
-        raise UsageError(f"{source}: must be a JSON object")
+        raise ConfigurationError(f"{source}: must be a JSON object")
     return AuthFile(document=document, source=source)
 
 
@@ -136,10 +136,10 @@ def helper_name(name: object, source: str) -> str:
     """A helper's name, checked: it becomes part of a program's name.
 
     Raises:
-        UsageError: it is not made of letters, digits, ``.``, ``_`` and ``-``.
+        ConfigurationError: it is not made of letters, digits, ``.``, ``_`` and ``-``.
     """
     if not isinstance(name, str) or not re.fullmatch(_HELPER, name):
-        raise UsageError(f"{source}: malformed name of a credential helper")
+        raise ConfigurationError(f"{source}: malformed name of a credential helper")
     return name
 
 
@@ -147,7 +147,7 @@ def _credential(entry: object, where: str) -> Credential | None:
     if entry is None:
         return None
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key, ""), str) for key in ("auth", "identitytoken")):
-        raise UsageError(f"{where}: malformed entry")
+        raise ConfigurationError(f"{where}: malformed entry")
     texts = {key: value for key, value in entry.items() if isinstance(value, str)}
     username, password = texts.get("username", ""), texts.get("password", "")
     if texts.get("auth"):
@@ -164,10 +164,10 @@ def _decoded(auth: str, where: str) -> tuple[str, str]:
     try:
         text = base64.b64decode(auth, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        raise UsageError(f"{where}: auth is not base64") from None
+        raise ConfigurationError(f"{where}: auth is not base64") from None
     username, colon, password = text.partition(":")
     if not colon:
-        raise UsageError(f"{where}: auth has no colon between user and password")
+        raise ConfigurationError(f"{where}: auth has no colon between user and password")
     return username, password.rstrip("\0")  # old docker clients padded with zeros
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from crungo.errors import UsageError
+from crungo.errors import ConfigurationError
 from crungo.records import Record
 from crungo.registry.hosts import Hosts, parse_registries_conf
 
@@ -39,12 +39,12 @@ def load_hosts(environ: Mapping[str, str] = os.environ) -> Hosts:
     user.
 
     Raises:
-        UsageError: a file is malformed or cannot be read, or the one that the environment names does not exist.
+        ConfigurationError: a file is malformed or cannot be read, or the one that the environment names does not exist.
     """
     user = os.path.join(_config_home(environ), "containers")
     explicit = environ.get("CONTAINERS_REGISTRIES_CONF")
     if explicit and not os.path.exists(explicit):
-        raise UsageError(f"{explicit}: no such file (CONTAINERS_REGISTRIES_CONF)")
+        raise ConfigurationError(f"{explicit}: no such file (CONTAINERS_REGISTRIES_CONF)")
     mains = [explicit] if explicit else [os.path.join(user, "registries.conf"), f"{_SYSTEM}/registries.conf"]
     folder = environ.get("CONTAINERS_REGISTRIES_CONF_DIR")
     folders = [folder] if folder else [f"{_SYSTEM}/registries.conf.d", os.path.join(user, "registries.conf.d")]
@@ -68,7 +68,7 @@ def find_certificates(host: str, folders: Sequence[str]) -> Certificates:
     ``*.crt`` are authorities; ``x.cert`` is a client certificate and ``x.key`` its key.
 
     Raises:
-        UsageError: a certificate lacks its key, or a key its certificate.
+        ConfigurationError: a certificate lacks its key, or a key its certificate.
     """
     for folder in folders:
         place = os.path.join(folder, host)
@@ -78,10 +78,10 @@ def find_certificates(host: str, folders: Sequence[str]) -> Certificates:
         pairs = tuple((cert, cert.removesuffix(".cert") + ".key") for cert in certificates)
         for cert, key in pairs:
             if key not in keys:
-                raise UsageError(f"{cert}: its key {os.path.basename(key)} is missing")
+                raise ConfigurationError(f"{cert}: its key {os.path.basename(key)} is missing")
         for key in keys:
             if key.removesuffix(".key") + ".cert" not in certificates:
-                raise UsageError(
+                raise ConfigurationError(
                     f"{key}: its certificate is missing", hint="client certificates end in .cert, not .crt"
                 )
         return Certificates(authorities=tuple(_listed(place, ".crt")), clients=pairs)
@@ -105,4 +105,4 @@ def _read(file: str) -> str:
         with open(file, encoding="utf-8") as stream:
             return stream.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None

@@ -14,7 +14,7 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from crungo.errors import RegistryError, UsageError
+from crungo.errors import ConfigurationError, RegistryError, UsageError
 from crungo.image.reference import lacks_registry
 from crungo.records import Record, field
 
@@ -170,7 +170,7 @@ def parse_registries_conf(text: str, *, source: str) -> Hosts:
     """Read one file; ``source`` names it in errors.
 
     Raises:
-        UsageError: the text is no TOML, or breaks containers-registries.conf(5).
+        ConfigurationError: the text is no TOML, or breaks containers-registries.conf(5).
     """
     document = _read_aliases(text)
     if document is None:
@@ -179,17 +179,19 @@ def parse_registries_conf(text: str, *, source: str) -> Hosts:
         try:
             document = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise UsageError(f"{source}: {error or 'nested too deeply'}") from None
+            raise ConfigurationError(f"{source}: {error or 'nested too deeply'}") from None
     if "registries" in document:
-        raise UsageError(f"{source}: version 1 of the format is not supported", hint="write [[registry]] tables")
+        raise ConfigurationError(
+            f"{source}: version 1 of the format is not supported", hint="write [[registry]] tables"
+        )
     tables = _typed(document, "registry", list, [], source)
     aliases = _typed(document, "aliases", dict, {}, source)
     if not all(isinstance(value, str) for value in aliases.values()):
-        raise UsageError(f"{source}: aliases: every value must be a string")
+        raise ConfigurationError(f"{source}: aliases: every value must be a string")
     search = _typed(document, "unqualified-search-registries", list, [], source)
     for host in search:
         if not isinstance(host, str) or not re.fullmatch(_LOCATION, host):
-            raise UsageError(f"{source}: unqualified-search-registries: {host!r} must be host[:port][/path]")
+            raise ConfigurationError(f"{source}: unqualified-search-registries: {host!r} must be host[:port][/path]")
     return Hosts(registries=tuple(_registry(table, source) for table in tables), aliases=aliases, search=tuple(search))
 
 
@@ -236,16 +238,16 @@ def is_loopback(host: str) -> bool:
 
 def _registry(table: object, source: str) -> Registry:
     if not isinstance(table, dict):
-        raise UsageError(f"{source}: registry: must be a table")
+        raise ConfigurationError(f"{source}: registry: must be a table")
     location = _place(table, "location", source)
     prefix = _place(table, "prefix", source) or location
     where = f"{source}: registry {prefix!r}"
     if not re.fullmatch(_PREFIX, prefix):
-        raise UsageError(f"{where}: prefix must be host[:port][/path] or *.domain, without a tag or digest")
+        raise ConfigurationError(f"{where}: prefix must be host[:port][/path] or *.domain, without a tag or digest")
     if not location and not prefix.startswith("*."):
         location = prefix
     if location and not re.fullmatch(_LOCATION, location):
-        raise UsageError(f"{where}: location {location!r} must be host[:port][/path]")
+        raise ConfigurationError(f"{where}: location {location!r} must be host[:port][/path]")
     digest_only = _typed(table, "mirror-by-digest-only", bool, False, where)
     return Registry(
         prefix=prefix,
@@ -261,13 +263,13 @@ def _registry(table: object, source: str) -> Registry:
 
 def _mirror(table: object, where: str, default: PullFrom) -> Mirror:
     if not isinstance(table, dict):
-        raise UsageError(f"{where}: mirror: must be a table")
+        raise ConfigurationError(f"{where}: mirror: must be a table")
     location = _place(table, "location", where)
     if not re.fullmatch(_LOCATION, location):
-        raise UsageError(f"{where}: mirror location {location!r} must be host[:port][/path]")
+        raise ConfigurationError(f"{where}: mirror location {location!r} must be host[:port][/path]")
     pull = _typed(table, "pull-from-mirror", str, "", where) or default
     if pull not in _PULL_FROM:
-        raise UsageError(f"{where}: mirror {location}: pull-from-mirror must be one of {', '.join(_PULL_FROM)}")
+        raise ConfigurationError(f"{where}: mirror {location}: pull-from-mirror must be one of {', '.join(_PULL_FROM)}")
     return Mirror(
         location=location, insecure=_typed(table, "insecure", bool, False, where), pull=cast("PullFrom", pull)
     )
@@ -282,7 +284,7 @@ def _place(table: Mapping[str, Any], key: str, where: str) -> str:
 def _typed(table: Mapping[str, Any], key: str, kind: type[Any], default: Any, where: str) -> Any:
     value = table.get(key, default)
     if not isinstance(value, kind):
-        raise UsageError(f"{where}: {key}: must be a {kind.__name__}")
+        raise ConfigurationError(f"{where}: {key}: must be a {kind.__name__}")
     return value
 
 

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from crungo.errors import UsageError
+from crungo.errors import ConfigurationError
 from crungo.records import Record, field
 from crungo.registry.hosts import is_loopback
 from crungo.registry.urls import parse_url
@@ -58,7 +58,7 @@ def proxy_of(url: Url, environ: Mapping[str, str] = os.environ) -> Proxy | None:
     """The proxy through which the server of ``url`` is to be asked; None where it is asked itself.
 
     Raises:
-        UsageError: the environment names a malformed one, or one of an unknown kind.
+        ConfigurationError: the environment names a malformed one, or one of an unknown kind.
     """
     upper = f"{url.scheme.upper()}_PROXY"
     if upper == "HTTP_PROXY" and "REQUEST_METHOD" in environ:
@@ -78,12 +78,12 @@ def _parse(text: str, variable: str) -> Proxy:
     try:
         url, parts = parse_url(text), urlsplit(text)
     except ValueError:
-        raise UsageError(f"{variable}: malformed address of a proxy") from None
+        raise ConfigurationError(f"{variable}: malformed address of a proxy") from None
     if url.scheme not in _PORTS:
-        raise UsageError(f"{variable}: proxies are of http, https or socks5, not of {url.scheme!r}")
+        raise ConfigurationError(f"{variable}: proxies are of http, https or socks5, not of {url.scheme!r}")
     port = url.port or _PORTS[url.scheme]
     if not url.host or port > 65535:
-        raise UsageError(f"{variable}: malformed address of a proxy")
+        raise ConfigurationError(f"{variable}: malformed address of a proxy")
     return Proxy(
         scheme="socks5" if url.scheme == "socks5h" else url.scheme,  # names are always its to look up
         host=url.host,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import httpcore
 
-from crungo.errors import UsageError
+from crungo.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from crungo.registry.hostfiles import Certificates
@@ -28,7 +28,7 @@ def build_context(certificates: Certificates, *, insecure: bool) -> ssl.SSLConte
     administrators of private registries install theirs; a system without any falls back to certifi's.
 
     Raises:
-        UsageError: a file of ``certificates`` cannot be read or is malformed.
+        ConfigurationError: a file of ``certificates`` cannot be read or is malformed.
     """
     if insecure:
         context = build_plain_context()  # whom to trust is not asked, and takes 20 ms to read
@@ -42,13 +42,13 @@ def build_context(certificates: Certificates, *, insecure: bool) -> ssl.SSLConte
         try:
             context.load_verify_locations(cafile=authority)
         except OSError as error:
-            raise UsageError(f"{authority}: {error.strerror or error}") from None
+            raise ConfigurationError(f"{authority}: {error.strerror or error}") from None
     for certificate, key in certificates.clients:
         try:
             # An encrypted key must fail here; without a password, OpenSSL would ask for one at the terminal.
             context.load_cert_chain(certificate, key, password=b"")
         except (OSError, ValueError) as error:
-            raise UsageError(f"{certificate}: {getattr(error, 'strerror', None) or error}") from None
+            raise ConfigurationError(f"{certificate}: {getattr(error, 'strerror', None) or error}") from None
     return context
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import anyio.to_thread
 import httpcore
 
-from crungo.errors import UsageError
+from crungo.errors import ConfigurationError
 from crungo.records import Record
 from crungo.registry.headers import Headers
 from crungo.registry.sockets import SocketBackend
@@ -72,7 +72,7 @@ class Transport:
     close. ``proxy`` is asked for everything, where there is one; ``proxy_context`` is for speaking TLS with it.
 
     Raises:
-        UsageError: the proxy is of a kind for which a package is missing.
+        ConfigurationError: the proxy is of a kind for which a package is missing.
     """
 
     kind: ClassVar[type[Streams] | None] = None
@@ -178,7 +178,7 @@ def _pool(
         try:
             return httpcore.AsyncSOCKSProxy(proxy_auth=user, **options)
         except RuntimeError:
-            raise UsageError(f"proxy {proxy.netloc}: socks5 takes the Python package socksio") from None
+            raise ConfigurationError(f"proxy {proxy.netloc}: socks5 takes the Python package socksio") from None
     if proxy.authorization is not None:
         options["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
     if proxy.scheme == "https":  # TLS within TLS is beyond our own sockets

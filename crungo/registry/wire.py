@@ -113,7 +113,7 @@ class Wire:
 
         Raises:
             RegistryError: no answer, or a redirect that must not be followed.
-            UsageError: the environment names a malformed proxy, or a certificate is malformed.
+            ConfigurationError: the environment names a malformed proxy, or a certificate is malformed.
         """
         origin = url = _parsed(outgoing.url, outgoing.what)
         authorization = outgoing.authorization

@@ -101,6 +101,9 @@ def test_errors_are_one_line_and_one_code(capsys: pytest.CaptureFixture[str], mo
     assert said(errors.CommandNotFound("exec x: not found")) == (127, "crungo: exec x: not found\n")
     assert said(errors.CommandNotExecutable("exec x: is a directory"))[0] == 126
     assert said(errors.HostError("a: b", hint="do c")) == (125, "crungo: a: b\nhint: do c\n")
+    assert "--help" in said(errors.UsageError("a: b"))[1]
+    # What a file says wrong is not to be read about in a verb's help.
+    assert said(errors.ConfigurationError("/x.conf: b")) == (125, "crungo: /x.conf: b\n")
     assert said(errors.StoreError("x\x1b[2J\ny")) == (125, "crungo: x\\x1b[2J\\ny\n")
     assert said(KeyboardInterrupt()) == (130, "")
     assert said(SystemExit(3)) == (3, "")
