@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from crungo.process import Process as Process
     from crungo.registry.progress import ImageDone as ImageDone
     from crungo.registry.progress import ImageResolved as ImageResolved
+    from crungo.registry.progress import ImageRetry as ImageRetry
     from crungo.registry.progress import LayerDone as LayerDone
     from crungo.registry.progress import LayerProgress as LayerProgress
     from crungo.registry.progress import LayerRetry as LayerRetry
@@ -91,6 +92,7 @@ _PLACES = {
     "ImageNotFound": "crungo.errors",
     "ImageNotKnown": "crungo.errors",
     "ImageResolved": "crungo.registry.progress",
+    "ImageRetry": "crungo.registry.progress",
     "InvalidReference": "crungo.errors",
     "LayerDone": "crungo.registry.progress",
     "LayerError": "crungo.errors",

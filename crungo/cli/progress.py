@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from crungo.cli.progress_state import Pull, closing_lines, live_lines, plain_line
-from crungo.registry.progress import ImageDone, ImageResolved
+from crungo.registry.progress import ImageDone, ImageResolved, ImageRetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +98,7 @@ class PullProgress:
         elif isinstance(event, ImageDone):
             self._pulls.remove(pull)
             self._screen.draw(self._live(), above=closing_lines(pull, self._screen.size()[0]), patient=True)
-        elif isinstance(event, ImageResolved) or time.monotonic() - self._drawn >= _INTERVAL:
+        elif isinstance(event, (ImageResolved, ImageRetry)) or time.monotonic() - self._drawn >= _INTERVAL:
             self._draw()
         if self._missing and isinstance(event, ImageDone) and event.changed:
             self._say(f"Status: Downloaded newer image for {event.reference.familiar}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from crungo.cli.human import size
 from crungo.records import Record, field
-from crungo.registry.progress import ImageDone, ImageResolved, LayerDone, LayerProgress, LayerRetry
+from crungo.registry.progress import ImageDone, ImageResolved, ImageRetry, LayerDone, LayerProgress, LayerRetry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,9 +65,11 @@ class Layer(Record, frozen=False, kw_only=False):
 
 
 class Pull(Record, frozen=False, kw_only=False):
-    """One image on its way. ``received`` counts bytes that came from the registry since it began."""
+    """One image on its way. ``received`` counts bytes that came from the registry since it began; ``note`` is why there
+    is no manifest yet."""
 
     title: str = ""
+    note: str = ""
     layers: dict[str, Layer] = field(default_factory=dict)
     received: int = 0
     finished: bool = False
@@ -77,13 +79,15 @@ class Pull(Record, frozen=False, kw_only=False):
         """Learn of an event."""
         if isinstance(event, ImageResolved):
             name = event.reference
-            self.title = f"{name.tag or name.target}: Pulling from {name.familiar_name}"
+            self.title, self.note = f"{name.tag or name.target}: Pulling from {name.familiar_name}", ""
             for descriptor in event.layers:
                 self._layer(descriptor.digest).size = descriptor.size
+        elif isinstance(event, ImageRetry):
+            self.note = f"{event.reference.familiar_name}: {_retrying(event)}"
         elif isinstance(event, LayerProgress):
             self._progress(self._layer(event.digest), event, now)
         elif isinstance(event, LayerRetry):
-            self._layer(event.digest).note = _one_line(event.reason)
+            self._layer(event.digest).note = _retrying(event)
         elif isinstance(event, LayerDone):
             layer = self._layer(event.digest)
             if layer.phase == "downloading":
@@ -118,11 +122,11 @@ def closing_lines(pull: Pull, columns: int) -> list[str]:
 def live_lines(pulls: Sequence[Pull], columns: int, rows: int, now: float) -> list[str]:
     """The display: a line for each layer, as far as they fit, those under way first; and the sum of all."""
     running = [pull for pull in pulls if pull.layers and not pull.finished]
+    lines = [pull.note for pull in pulls if pull.note and not pull.finished]
     if not running or rows < 2:
-        return []
+        return [line[: columns - 1] for line in lines[: max(0, rows - 1)]]
     room = rows - 2  # the sum, and the row that the cursor rests on
-    lines: list[str] = []
-    wanted = sum(len(pull.layers) + bool(pull.title) for pull in running)
+    wanted = len(lines) + sum(len(pull.layers) + bool(pull.title) for pull in running)
     for pull in running:
         layers = list(pull.layers.values())
         if wanted > room:
@@ -136,12 +140,14 @@ def plain_line(pull: Pull, event: ProgressEvent) -> str | None:
     """The news of an event where there is no screen; None where it is none."""
     if isinstance(event, ImageResolved):
         return pull.title
+    if isinstance(event, ImageRetry):
+        return pull.note
     if isinstance(event, LayerDone):
         layer = pull.layers[event.digest]
         return f"{layer.name}: {layer.outcome}"
     if isinstance(event, LayerRetry):
         layer = pull.layers[event.digest]
-        return f"{layer.name}: Retrying: {layer.note}"
+        return f"{layer.name}: {layer.note}"
     return None
 
 
@@ -150,7 +156,7 @@ def _layer_line(layer: Layer, columns: int, now: float) -> str:
     if layer.outcome or layer.phase == "waiting":
         return head + (layer.outcome or _WORDS["waiting"])
     if layer.note:
-        return f"{head}Retrying: {layer.note}"
+        return head + layer.note
     head += f"{_WORDS[layer.phase]:<11} "
     amount = f"{size(layer.done)}/{size(layer.size)}"
     rate = layer.rate.at(now) if layer.phase == "downloading" else None
@@ -195,6 +201,11 @@ def _clock(seconds: float) -> str:
     whole = min(int(seconds) + 1, 359_999)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
+
+
+def _retrying(event: ImageRetry | LayerRetry) -> str:
+    """The time first: the reason may be longer than the screen is wide."""
+    return f"Retrying{f' in {_clock(event.wait - 0.5)}' if event.wait >= 1 else ''}: {_one_line(event.reason)}"
 
 
 def _one_line(text: str) -> str:

@@ -22,7 +22,7 @@ from crungo.registry.blobs import BlobStream, open_stream, range_header
 from crungo.registry.credentials import Credential, server_key
 from crungo.registry.headers import media_type, next_page, said_digest
 from crungo.registry.hostfiles import certificate_folders, load_hosts
-from crungo.registry.retry import Backoff, RetryPolicy
+from crungo.registry.retry import Backoff, RetryPolicy, silent
 from crungo.registry.session import Ask, Session
 from crungo.registry.taglist import read_tags
 from crungo.registry.tokens import FindCredential, Tokens
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from crungo.image.reference import Reference
     from crungo.registry.answer import Answer
     from crungo.registry.hosts import Endpoint, Hosts
+    from crungo.registry.retry import Tell
 
 __all__ = ["BlobStream", "FetchedManifest", "ManifestHead", "RegistryClient"]
 
@@ -122,8 +123,12 @@ class RegistryClient:
             self._open = None
             await wire.aclose()
 
-    async def get_manifest(self, reference: Reference, *, digest_or_tag: str | None = None) -> FetchedManifest:
+    async def get_manifest(
+        self, reference: Reference, *, digest_or_tag: str | None = None, tell: Tell = silent
+    ) -> FetchedManifest:
         """The manifest or index of ``reference``, or another one of its repository (a digest out of an index).
+
+        ``tell`` is told why it is asked for again, here and below.
 
         Raises:
             ImageNotFound: there is none.
@@ -142,10 +147,12 @@ class RegistryClient:
             said = said_digest(answer.headers.get("docker-content-digest"))
             return FetchedManifest(body=body, media_type=kind, digest=_verified(what, endpoint, body, wanted, said))
 
-        ask = Ask(what=what, path=f"manifests/{wanted}", headers={"Accept": _ACCEPT})
+        ask = Ask(what=what, path=f"manifests/{wanted}", headers={"Accept": _ACCEPT}, tell=tell)
         return await self._fetch(reference, ask, use)
 
-    async def head_manifest(self, reference: Reference, *, digest_or_tag: str | None = None) -> ManifestHead | None:
+    async def head_manifest(
+        self, reference: Reference, *, digest_or_tag: str | None = None, tell: Tell = silent
+    ) -> ManifestHead | None:
         """What the registry says about a manifest; None where it does not support asking so.
 
         The digest is the registry's word, not verified.
@@ -168,7 +175,14 @@ class RegistryClient:
             return ManifestHead(digest=digest, size=answer.length, media_type=kind)
 
         accept = _NO_HEAD | {200}
-        ask = Ask(what=what, path=f"manifests/{wanted}", method="HEAD", headers={"Accept": _ACCEPT}, accept=accept)
+        ask = Ask(
+            what=what,
+            path=f"manifests/{wanted}",
+            method="HEAD",
+            headers={"Accept": _ACCEPT},
+            accept=accept,
+            tell=tell,
+        )
         return await self._fetch(reference, ask, use)
 
     async def prepare_blobs(self, reference: Reference, *, at_once: int) -> None:
@@ -183,7 +197,14 @@ class RegistryClient:
 
     @asynccontextmanager
     async def open_blob(
-        self, reference: Reference, digest: str, *, start: int = 0, end: int | None = None, whole: bool = False
+        self,
+        reference: Reference,
+        digest: str,
+        *,
+        start: int = 0,
+        end: int | None = None,
+        whole: bool = False,
+        tell: Tell = silent,
     ) -> AsyncIterator[BlobStream]:
         """The bytes ``start`` up to, not including, ``end`` of a blob of the reference's repository.
 
@@ -206,6 +227,7 @@ class RegistryClient:
             headers=headers,
             accept=frozenset({200, 206, 416}) if headers else frozenset({200}),
             streamed=True,
+            tell=tell,
         )
         stream = await self._fetch(reference, ask, use)
         try:

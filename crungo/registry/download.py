@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -172,8 +171,7 @@ class Download:
             except RegistryError as error:
                 if segment.position - before >= _PROGRESS:
                     backoff.progressed()
-                why = error.message.partition(": ")[2] or error.message  # which blob, whoever follows the layer knows
-                await backoff.again(error, tell=partial(self._tracker.again, why))
+                await backoff.again(error, tell=self._tracker.again)
             if self._sequential:
                 end = self._part.size
         return worked
@@ -205,7 +203,12 @@ class Download:
     async def _opened(self, start: int, end: int | None) -> AsyncIterator[BlobStream | None]:
         """A part of the blob; None where the server turns out to refuse ranges."""
         opening = self._client.open_blob(
-            self._reference, self._digest, start=start, end=end, whole=self._has_ranges is False
+            self._reference,
+            self._digest,
+            start=start,
+            end=end,
+            whole=self._has_ranges is False,
+            tell=self._tracker.again,
         )
         async with AsyncExitStack() as stack:
             stream: BlobStream | None = None

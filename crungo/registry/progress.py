@@ -2,7 +2,7 @@
 
 Per image: ``ImageResolved``, then per layer any number of ``LayerProgress`` (ten per second at most, and each change of
 phase) and one ``LayerDone``, then ``ImageDone``. A pull that fails ends without the last; one that finds here what the
-registry has gives nothing but the last.
+registry has gives nothing but the last. ``ImageRetry`` and ``LayerRetry`` come where something is asked for again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageDone",
     "ImageResolved",
+    "ImageRetry",
     "LayerDone",
     "LayerProgress",
     "LayerRetry",
@@ -41,6 +42,14 @@ class ImageResolved(Record):
     layers: tuple[Descriptor, ...]
 
 
+class ImageRetry(Record):
+    """The manifest could not be had, and will be asked for again in ``wait`` seconds."""
+
+    reference: Reference
+    reason: str
+    wait: float
+
+
 class LayerProgress(Record):
     """Where a layer is: ``done`` of ``total`` bytes of its blob are here.
 
@@ -55,10 +64,11 @@ class LayerProgress(Record):
 
 
 class LayerRetry(Record):
-    """A download broke off and will be continued."""
+    """A download was refused or broke off, and will be continued in ``wait`` seconds."""
 
     digest: str
     reason: str
+    wait: float
 
 
 class LayerDone(Record):
@@ -76,7 +86,7 @@ class ImageDone(Record):
     changed: bool
 
 
-ProgressEvent = ImageResolved | LayerProgress | LayerRetry | LayerDone | ImageDone
+ProgressEvent = ImageResolved | ImageRetry | LayerProgress | LayerRetry | LayerDone | ImageDone
 Progress = Callable[[ProgressEvent], object]
 
 
@@ -101,10 +111,10 @@ class Tracker:
             self._phase, self._last = phase, now
             self._send(LayerProgress(digest=self._digest, phase=phase, done=done, total=self._total))
 
-    def again(self, reason: str) -> None:
-        """Tell that the download broke off."""
+    def again(self, reason: str, wait: float) -> None:
+        """Tell that the download was refused or broke off."""
         if self._send is not None:
-            self._send(LayerRetry(digest=self._digest, reason=reason))
+            self._send(LayerRetry(digest=self._digest, reason=reason, wait=wait))
 
     def done(self, *, cached: bool) -> None:
         """Tell the end."""

@@ -21,7 +21,7 @@ from crungo.image.refs import RefRecord, stored_name
 from crungo.openfiles import naming_the_limit
 from crungo.records import Record
 from crungo.registry.groups import single_failure
-from crungo.registry.progress import ImageDone, ImageResolved, Tracker
+from crungo.registry.progress import ImageDone, ImageResolved, ImageRetry, Tracker
 from crungo.registry.resolve import Resolved, fetch_config, resolve
 from crungo.registry.retry import RetryPolicy
 
@@ -148,9 +148,10 @@ class _Pull(Record):
         if self.reference.digest is not None:
             return True  # content that a digest names does not change
         try:
-            head = await self.client.head_manifest(self.reference)
+            head = await self.client.head_manifest(self.reference, tell=self._tell_again)
             if head is None:  # the registry cannot be asked so
-                return (await self.client.get_manifest(self.reference)).digest == image.target
+                manifest = await self.client.get_manifest(self.reference, tell=self._tell_again)
+                return manifest.digest == image.target
         except RegistryError:
             if self.policy == "newer":
                 return True
@@ -161,7 +162,7 @@ class _Pull(Record):
         with single_failure():
             async with anyio.create_task_group() as group:
                 group.start_soon(partial(self.client.prepare_blobs, self.reference, at_once=self.limits.layers))
-                resolved = await resolve(self.client, self.reference, self.platform)
+                resolved = await resolve(self.client, self.reference, self.platform, tell=self._tell_again)
         if self.progress is not None:
             self.progress(
                 ImageResolved(
@@ -243,6 +244,10 @@ class _Pull(Record):
                 for layer in layers:
                     await places.acquire()  # here and not by the layers: trio starts tasks in an order of its own
                     group.start_soon(one, layer)
+
+    def _tell_again(self, reason: str, wait: float) -> None:
+        if self.progress is not None:
+            self.progress(ImageRetry(reference=self.reference, reason=reason, wait=wait))
 
     def _tell_done(self, image: Image, *, changed: bool) -> None:
         if self.progress is not None:

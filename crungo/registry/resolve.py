@@ -13,13 +13,13 @@ from crungo.image.digest import algorithm_of, digest_of
 from crungo.image.imageconfig import ImageConfig
 from crungo.image.manifest import CONFIG_LIMIT, Descriptor, Index, Manifest, parse_document
 from crungo.records import Record
-from crungo.registry.retry import Backoff
+from crungo.registry.retry import Backoff, silent
 
 if TYPE_CHECKING:
     from crungo.image.platform import Platform
     from crungo.image.reference import Reference
     from crungo.registry.client import FetchedManifest, RegistryClient
-    from crungo.registry.retry import RetryPolicy
+    from crungo.registry.retry import RetryPolicy, Tell
 
 __all__ = ["Resolved", "fetch_config", "resolve"]
 
@@ -45,8 +45,8 @@ class Resolved(Record):
         return {self.manifest.config.digest, *self.bodies, *layers}
 
 
-async def resolve(client: RegistryClient, reference: Reference, platform: Platform) -> Resolved:
-    """Fetch the image's manifest, and the indexes that lead to it.
+async def resolve(client: RegistryClient, reference: Reference, platform: Platform, *, tell: Tell = silent) -> Resolved:
+    """Fetch the image's manifest, and the indexes that lead to it. ``tell`` is told why one is asked for again.
 
     Raises:
         ImageNotFound, AuthenticationError, RegistryError: as ``RegistryClient.get_manifest``.
@@ -57,7 +57,7 @@ async def resolve(client: RegistryClient, reference: Reference, platform: Platfo
     bodies: dict[str, bytes] = {}
     wanted: str | None = None
     for _ in range(_DEEPEST):
-        fetched = await client.get_manifest(reference, digest_or_tag=wanted)
+        fetched = await client.get_manifest(reference, digest_or_tag=wanted, tell=tell)
         if fetched.digest in bodies:
             raise ImageError(f"{what}: its index leads back to itself")
         document = parse_document(fetched.body, fetched.media_type, what)

@@ -23,10 +23,17 @@ from crungo.records import Record, field
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Backoff", "RetryPolicy", "is_transient", "is_transient_status", "parse_retry_after"]
+    Tell = Callable[[str, float], None]
+    """Is told why something is tried again, in one line for a person, and in how many seconds."""
+
+__all__ = ["Backoff", "RetryPolicy", "is_transient", "is_transient_status", "parse_retry_after", "silent"]
 
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _SECONDS = re.compile(r"[0-9]{1,9}")
+
+
+def silent(_reason: str, _wait: float) -> None:
+    """Tell nobody."""
 
 
 class RetryPolicy(Record):
@@ -59,8 +66,8 @@ class Backoff(Record, frozen=False):
     sleep: Callable[[float], Awaitable[object]] = anyio.sleep
     uniform: Callable[[], float] = random.random
 
-    async def again(self, error: RegistryError, *, tell: Callable[[], None] = lambda: None) -> None:
-        """Wait until the operation that failed with ``error`` may be tried again; ``tell`` is called before.
+    async def again(self, error: RegistryError, *, tell: Tell = silent) -> None:
+        """Wait until the operation that failed with ``error`` may be tried again; ``tell`` is told before.
 
         Raises:
             RegistryError: ``error`` itself, when it will not pass by itself or has passed its last retry.
@@ -69,7 +76,7 @@ class Backoff(Record, frozen=False):
             raise error
         seconds = self.policy.wait(self.failures, retry_after=error.retry_after, uniform=self.uniform())
         self.failures += 1
-        tell()
+        tell(error.message.partition(": ")[2] or error.message, seconds)  # what was asked for, whoever is told knows
         await self.sleep(seconds)
 
     def progressed(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from crungo.errors import AuthenticationError, DigestMismatch, RegistryError
 from crungo.records import Record, field
 from crungo.registry.failures import refused
-from crungo.registry.retry import Backoff, chain, is_transient
+from crungo.registry.retry import Backoff, chain, is_transient, silent
 from crungo.registry.wire import Outgoing, Wire
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crungo.registry.answer import Answer
     from crungo.registry.challenges import Challenge
     from crungo.registry.hosts import Endpoint
+    from crungo.registry.retry import Tell
     from crungo.registry.tokens import Tokens
 
 __all__ = ["Ask", "Session"]
@@ -36,7 +37,7 @@ class Ask(Record):
     """A request to any of several endpoints: ``path`` below ``/v2/<repository>/``, or a whole ``url``.
 
     ``what`` names the thing asked for in messages; ``accept`` are the statuses to hand on; ``streamed`` is as of
-    ``Outgoing``; ``hint`` is for a refusal.
+    ``Outgoing``; ``hint`` is for a refusal; ``tell`` is told why it is asked for again.
     """
 
     what: str
@@ -47,6 +48,7 @@ class Ask(Record):
     accept: frozenset[int] = frozenset({200})
     streamed: bool = False
     hint: str | None = None
+    tell: Tell = silent
 
     def url_at(self, endpoint: Endpoint) -> str:
         """The address to ask at ``endpoint``."""
@@ -101,7 +103,7 @@ class Session:
             passing = failures[transient[-1]]
             assert isinstance(passing, RegistryError)
             try:
-                await backoff.again(passing)
+                await backoff.again(passing, tell=ask.tell)
             except RegistryError:
                 if isinstance(reported, RegistryError):
                     reported.retried = True  # who receives a blob has tries of its own, and would multiply these

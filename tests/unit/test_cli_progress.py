@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crungo.cli.progress import pull_progress
-from crungo.cli.progress_state import Pull, Rate, closing_lines, live_lines
+from crungo.cli.progress_state import Pull, Rate, closing_lines, live_lines, plain_line
 from crungo.image.manifest import Descriptor
 from crungo.image.reference import Reference
 from crungo.registry.progress import (
     ImageDone,
     ImageResolved,
+    ImageRetry,
     LayerDone,
     LayerProgress,
     LayerRetry,
@@ -84,13 +85,25 @@ class TestState:
     def test_retries_are_told_until_bytes_come(self) -> None:
         pull = Pull()
         pull.take(resolved(MB), 0)
-        pull.take(LayerRetry(digest=digest(0), reason="connection reset\x1b[2J\né"), 0)
+        pull.take(LayerRetry(digest=digest(0), reason="connection reset\x1b[2J\né", wait=0.5), 0)
         assert live_lines([pull], 100, 24, 0)[1] == "000000000000: Waiting"
         pull.take(at(0, "downloading", 5, MB), 1)
-        pull.take(LayerRetry(digest=digest(0), reason="connection reset\x1b[2J\né"), 2)
+        pull.take(LayerRetry(digest=digest(0), reason="connection reset\x1b[2J\né", wait=0.5), 2)
         assert live_lines([pull], 100, 24, 2)[1] == "000000000000: Retrying: connection reset [2J ?"
         pull.take(at(0, "downloading", 6, MB), 3)
         assert "Retrying" not in live_lines([pull], 100, 24, 3)[1]
+
+    def test_a_manifest_that_is_waited_for(self) -> None:
+        pull, other = Pull(), Pull()
+        other.take(resolved(MB), 0)
+        refused = ImageRetry(reference=ALPINE, reason="hub answered 429 Too Many Requests\x1b[2J", wait=60)
+        pull.take(refused, 0)
+        note = "alpine: Retrying in 1m00s: hub answered 429 Too Many Requests [2J"
+        assert live_lines([pull], 100, 24, 0) == [note]
+        assert live_lines([pull, other], 100, 24, 0)[0] == note
+        assert plain_line(pull, refused) == note
+        pull.take(resolved(MB), 1)
+        assert not any("Retrying" in line for line in live_lines([pull], 100, 24, 1))
 
     def test_layers_that_do_not_fit(self) -> None:
         pull = Pull()
@@ -138,7 +151,10 @@ class TestState:
     @given(st.data())
     def test_lines_fit_any_screen(self, data: st.DataObject) -> None:
         sizes = data.draw(st.lists(st.integers(0, 10**13), max_size=30))
-        pull = Pull()
+        pull, waiting = Pull(), Pull()
+        waiting.take(
+            ImageRetry(reference=ALPINE, reason=data.draw(st.text(max_size=300)), wait=data.draw(st.floats(0, 1e9))), 0
+        )
         pull.take(resolved(*sizes), 0)
         now = 0.0
         for number, size in enumerate(sizes):
@@ -148,7 +164,7 @@ class TestState:
             if data.draw(st.booleans()):
                 pull.take(done(number, cached=data.draw(st.booleans())), now)
         columns, rows = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 50))
-        lines = live_lines([pull], columns, rows, now)
+        lines = live_lines(data.draw(st.sampled_from([[pull], [waiting], [waiting, pull]])), columns, rows, now)
         assert len(lines) < rows
         assert all(len(line) < max(columns, 1) for line in lines)
 
@@ -330,7 +346,7 @@ def test_plain_lines() -> None:
     with pull_progress(writer, missing=True) as progress, progress.follow() as show:
         show(resolved(MB, MB))
         show(at(0, "downloading", 1, MB))
-        show(LayerRetry(digest=digest(0), reason="reset"))
+        show(LayerRetry(digest=digest(0), reason="reset", wait=3.2))
         show(done(0))
         show(done(1, cached=True))
         show(FINISHED)
@@ -340,7 +356,7 @@ def test_plain_lines() -> None:
     assert text.splitlines() == [
         "Unable to find image 'alpine:latest' locally",
         "latest: Pulling from alpine",
-        "000000000000: Retrying: reset",
+        "000000000000: Retrying in 3s: reset",
         "000000000000: Pull complete",
         "000000000001: Already exists",
         "Status: Downloaded newer image for alpine:latest",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 
 from crungo.errors import RegistryError
 from crungo.registry.client import RegistryClient
-from crungo.registry.progress import LayerRetry, ProgressEvent
+from crungo.registry.progress import ImageRetry, LayerRetry, ProgressEvent
 from tests.support.fakeregistry import FakeRegistry, Fault, Request
 from tests.support.smallpulls import QUICK, get, layered, leftovers, make_store, on
 
@@ -77,7 +78,29 @@ async def test_transient_answers(status: int, registry: FakeRegistry, client: Re
     source = layered(1000)
     text = registry.add(source)
     registry.faults = lambda request: Fault(status=status) if request.number < 2 else None
-    await get(text, make_store(tmp_path), client)
+    events: list[ProgressEvent] = []
+    await get(text, make_store(tmp_path), client, progress=events.append)
+    told = [(type(event), event.reason) for event in events if isinstance(event, (ImageRetry, LayerRetry))]
+    assert sorted(kind.__name__ for kind, _ in told) == ["ImageRetry"] * 2 + ["LayerRetry"] * 2
+    assert all(reason.startswith(f"{registry.address} answered {status} ") for _, reason in told)
+
+
+async def test_a_wait_is_told_before_it_begins(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    """A registry that limits its callers may ask for minutes."""
+    text = registry.add(layered(10))
+    registry.faults = lambda _: Fault(status=429, headers={"Retry-After": "60"})
+    told: list[ProgressEvent] = []
+    with anyio.move_on_after(5):
+        async with anyio.create_task_group() as group:
+
+            def tell(event: ProgressEvent) -> None:
+                told.append(event)
+                group.cancel_scope.cancel()
+
+            await get(text, make_store(tmp_path), client, progress=tell)
+    (event,) = told
+    assert isinstance(event, ImageRetry)
+    assert event.wait == 60
 
 
 async def test_ranges_ignored_on_resume(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
