@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_the_child_is_locked_in(layer: Path) -> None:
     assert os.fspath(layer) not in maps
 
 
+def test_no_descriptor_is_of_a_file_of_the_hosts(layer: Path) -> None:
+    """But for the blob, which it cannot change. Root can change the mode of /dev/null through one of it."""
+    blob = layer.with_name("layer.blob")
+    blob.write_bytes(b"")
+    running = Running(blob, layer)
+    proc = Path(f"/proc/{running.pid}")
+    while "Seccomp:\t2" not in (proc / "status").read_text():
+        os.sched_yield()
+    kinds = {int(fd): stat.S_IFMT((proc / "fd" / fd).stat().st_mode) for fd in os.listdir(proc / "fd")}
+    running.channel.close()
+    os.waitpid(running.pid, 0)
+    streams = dict.fromkeys((0, 1, 2), stat.S_IFIFO)
+    assert kinds == {**streams, 3: stat.S_IFREG, 4: stat.S_IFDIR, 5: stat.S_IFSOCK}  # 4 is the root
+
+
 @pytest.fixture(scope="module")
 def attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], int]:
     """What becomes of a process that is locked into a directory and then makes one call: its exit code."""
@@ -115,6 +131,7 @@ def attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], i
     [
         *("fork", "vfork", "execve", "execveat", "kill", "tkill", "tgkill", "pidfd_open", "F_SETOWN", "ptrace"),
         *("chroot", "unshare", "mount", "open_tree", "open_by_handle_at", "socket", "connect", "setrlimit"),
+        *("fchmod", "fchown", "fchownat", "fsetxattr", "futimens", "dup", "F_DUPFD", "F_DUPFD_CLOEXEC"),  # of the blob
         *("i386", "unknown"),
     ],
 )

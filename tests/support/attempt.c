@@ -1,4 +1,4 @@
-/* attempt DIRECTORY CALL: is locked into the directory as an unpacker is, and makes one call. */
+/* attempt DIRECTORY CALL: is locked into the directory as an unpacker is, and makes one call. Its blob is descriptor 9. */
 #define _GNU_SOURCE
 #include "unpack.h"
 
@@ -13,10 +13,12 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#define BLOB_FD 9
+
 static const struct
 {
   const char *name;
-  long number, arguments[2];
+  long number, arguments[5];
 } calls[] = {
   { "fork", SYS_clone, { 17 } }, /* SIGCHLD */
   { "execve", SYS_execve },
@@ -35,6 +37,14 @@ static const struct
   { "setrlimit", SYS_prlimit64 },
   { "open_by_handle_at", SYS_open_by_handle_at },
   { "F_SETOWN", SYS_fcntl, { 0, F_SETOWN } },
+  { "F_DUPFD", SYS_fcntl, { BLOB_FD, F_DUPFD } },
+  { "F_DUPFD_CLOEXEC", SYS_fcntl, { BLOB_FD, F_DUPFD_CLOEXEC } },
+  { "dup", SYS_dup, { BLOB_FD } },
+  { "fchmod", SYS_fchmod, { BLOB_FD, 0600 } },
+  { "fchown", SYS_fchown, { BLOB_FD, 0, 0 } },
+  { "fchownat", SYS_fchownat, { BLOB_FD, (long) "", 0, 0, AT_EMPTY_PATH } },
+  { "fsetxattr", SYS_fsetxattr, { BLOB_FD, (long) "user.x", (long) "", 0, 0 } },
+  { "futimens", SYS_utimensat, { BLOB_FD, 0, 0, 0 } },
   { "unknown", 9999 },
 #ifdef SYS_vfork
   { "vfork", SYS_vfork },
@@ -75,7 +85,8 @@ main (int argc, char **argv)
   int directory = argc == 3 ? open (argv[1], O_RDONLY | O_DIRECTORY) : -1;
   const char *call = argv[argc - 1];
 
-  if (directory < 0 || crungo_unpack_prepare () < 0 || crungo_unpack_confine (directory, 0) < 0)
+  if (directory < 0 || dup2 (open (argv[0], O_RDONLY), BLOB_FD) < 0 || crungo_unpack_prepare () < 0
+      || crungo_unpack_confine (directory, BLOB_FD, 0) < 0)
     {
       perror (argv[0]);
       return 100;
@@ -83,7 +94,8 @@ main (int argc, char **argv)
   for (size_t i = 0; i < sizeof (calls) / sizeof (calls[0]); i++)
     if (strcmp (call, calls[i].name) == 0)
       {
-        syscall (calls[i].number, calls[i].arguments[0], calls[i].arguments[1], 0, 0, 0, 0);
+        const long *arguments = calls[i].arguments;
+        syscall (calls[i].number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], 0);
         return 0;
       }
 #ifdef __x86_64__

@@ -2,7 +2,9 @@
 
    The archive is hostile and its reader is a C library: suppose that one day it is taken over. Then it can write into
    the layer's directory, which was its work anyway, and send a wrong result; nothing else. It has no way out of its
-   root, cannot open a device that it makes, start a program or a process, signal one, or open a socket. */
+   root, cannot open a device that it makes, start a program or a process, signal one, or open a socket. What was given
+   to it open it can read and write as it was opened, and no more: it is root, to whom any descriptor is enough to change
+   a file's mode, owner, attributes and times. */
 #define _GNU_SOURCE
 #include "unpack.h"
 
@@ -82,20 +84,23 @@ drop_capabilities (bool user_xattrs)
 #define RETURN(action) BPF_STMT (BPF_RET | BPF_K, action)
 #define KILL RETURN (SECCOMP_RET_KILL_PROCESS)
 #define ALLOW(call) SKIP_UNLESS (SYS_##call, 1), RETURN (SECCOMP_RET_ALLOW)
+#define ALLOW_BUT_OF(fd, call)                                                                                             \
+  SKIP_UNLESS (SYS_##call, 4), LOAD (args[0]), SKIP_UNLESS ((uint32_t) (fd), 1), KILL, RETURN (SECCOMP_RET_ALLOW)
 
 /* What unpacking takes, and nothing else: every file is opened below the root, and of processes there is this one. Written by
-   hand, because libseccomp takes longer to write a filter than the kernel to load it. What is frequent comes first. */
+   hand, because libseccomp takes longer to write a filter than the kernel to load it. What is frequent comes first. The
+   blob has one descriptor, as there is no way to get another. */
 static int
-load_filter (void)
+load_filter (int blob)
 {
   struct sock_filter program[] = {
     LOAD (arch), SKIP_UNLESS (ARCHITECTURE, 1), LOAD (nr), /* an architecture's number is no call's */
-    ALLOW (pwrite64), ALLOW (openat), ALLOW (close), ALLOW (utimensat), ALLOW (pread64), ALLOW (futex),
+    ALLOW (pwrite64), ALLOW (openat), ALLOW (close), ALLOW_BUT_OF (blob, utimensat), ALLOW (pread64), ALLOW (futex),
     ALLOW (newfstatat), ALLOW (fstat), ALLOW (openat2), ALLOW (mkdirat), ALLOW (symlinkat), ALLOW (linkat),
-    ALLOW (mknodat), ALLOW (unlinkat), ALLOW (readlinkat), ALLOW (fchown), ALLOW (fchownat), ALLOW (fchmod),
-    ALLOW (fchmodat), ALLOW (ftruncate), ALLOW (fsetxattr), ALLOW (lsetxattr), ALLOW (fchdir), ALLOW (getdents64),
-    ALLOW (recvfrom), ALLOW (sendto), ALLOW (exit_group),
-    /* The C library's: memory and threads, and its last words, which go to /dev/null. */
+    ALLOW (mknodat), ALLOW (unlinkat), ALLOW (readlinkat), ALLOW_BUT_OF (blob, fchown), ALLOW_BUT_OF (blob, fchownat),
+    ALLOW_BUT_OF (blob, fchmod), ALLOW (fchmodat), ALLOW (ftruncate), ALLOW_BUT_OF (blob, fsetxattr), ALLOW (lsetxattr),
+    ALLOW (fchdir), ALLOW (getdents64), ALLOW (recvfrom), ALLOW (sendto), ALLOW (exit_group),
+    /* The C library's: memory and threads, and its last words, which nobody reads. */
     ALLOW (mmap), ALLOW (munmap), ALLOW (mremap), ALLOW (mprotect), ALLOW (madvise), ALLOW (brk), ALLOW (getrandom),
     ALLOW (exit), ALLOW (set_robust_list), ALLOW (rseq), ALLOW (rt_sigprocmask), ALLOW (rt_sigaction),
     ALLOW (sched_getaffinity), ALLOW (sched_yield), ALLOW (restart_syscall), ALLOW (writev), ALLOW (getpid),
@@ -106,9 +111,9 @@ load_filter (void)
     RETURN (SECCOMP_RET_ALLOW), KILL,
     /* abort(3). */
     SKIP_UNLESS (SYS_tgkill, 4), LOAD (args[0]), SKIP_UNLESS ((uint32_t) getpid (), 1), RETURN (SECCOMP_RET_ALLOW), KILL,
-    /* Not F_SETOWN, which has the kernel send signals. */
-    SKIP_UNLESS (SYS_fcntl, 7), LOAD (args[1]), SKIP_UNLESS (F_GETFL, 1), RETURN (SECCOMP_RET_ALLOW),
-    SKIP_UNLESS (F_SETFD, 1), RETURN (SECCOMP_RET_ALLOW), SKIP_UNLESS (F_DUPFD_CLOEXEC, 1), RETURN (SECCOMP_RET_ALLOW),
+    /* Not F_SETOWN, which has the kernel send signals, nor F_DUPFD. */
+    SKIP_UNLESS (SYS_fcntl, 5), LOAD (args[1]), SKIP_UNLESS (F_GETFL, 1), RETURN (SECCOMP_RET_ALLOW),
+    SKIP_UNLESS (F_SETFD, 1), RETURN (SECCOMP_RET_ALLOW),
     KILL,
   };
   const struct sock_fprog filter = { .len = sizeof (program) / sizeof (program[0]), .filter = program };
@@ -125,7 +130,7 @@ crungo_unpack_prepare (void)
 }
 
 int
-crungo_unpack_confine (int directory, int user_xattrs)
+crungo_unpack_confine (int directory, int blob, int user_xattrs)
 {
   struct rlimit none = { 0, 0 }, data = { DATA_LIMIT, DATA_LIMIT };
 
@@ -136,7 +141,7 @@ crungo_unpack_confine (int directory, int user_xattrs)
     return -1;
   close (directory); /* it is of the mount that was left, and so a way out */
   int root = open ("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (root < 0 || prctl (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || load_filter () < 0)
+  if (root < 0 || prctl (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || load_filter (blob) < 0)
     return -1;
   return root;
 }

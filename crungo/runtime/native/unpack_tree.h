@@ -139,7 +139,7 @@ remove_directory (int parent, const char *name)
     char name[];
   } *levels = NULL;
   int status = -1;
-  int at = fcntl (parent, F_DUPFD_CLOEXEC, 0);
+  int at = openat (parent, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
   const char *next = name;
 
   while (at >= 0)

@@ -26,6 +26,7 @@
 #include "unpack.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -188,13 +189,27 @@ run_child (const struct order *order, const int fds[DESCRIPTORS], pid_t parent)
   crungo_reset_signals ();
   if (crungo_arrange (wanted, sizeof (wanted) / sizeof (wanted[0]), 3) < 0)
     _exit (1);
-  root = crungo_unpack_confine (DIRECTORY_FD, user);
+  root = crungo_unpack_confine (DIRECTORY_FD, BLOB_FD, user);
   if (root < 0)
     refuse_errno ("its directory");
   unpack (root, &blob, order->limit, user);
 }
 
 /* --- the server --------------------------------------------------------------------------------------------------- */
+
+/* Standard streams that lead nowhere. Those that came lead to the host's /dev/null, whose mode root may change through any
+   descriptor: a child shall have none. What nobody reads must not block. */
+static int
+replace_streams (void)
+{
+  int ends[2];
+
+  if (pipe2 (ends, O_NONBLOCK | O_CLOEXEC) < 0 || dup2 (ends[0], 0) < 0 || dup2 (ends[1], 1) < 0 || dup2 (ends[1], 2) < 0)
+    return -1;
+  close (ends[0]);
+  close (ends[1]);
+  return 0;
+}
 
 /* The next order and how many descriptors it has; ends when nobody can give orders any more.  */
 static size_t
@@ -236,7 +251,8 @@ main (int argc, char **argv)
   int fds[DESCRIPTORS];
 
   prctl (PR_SET_PDEATHSIG, SIGKILL);
-  if (getppid () != parent || crungo_close_range (ORDERS_FD + 1, ~0U, 0) < 0 || crungo_unpack_prepare () < 0)
+  if (getppid () != parent || crungo_close_range (ORDERS_FD + 1, ~0U, 0) < 0 || replace_streams () < 0
+      || crungo_unpack_prepare () < 0)
     return 1;
   crungo_decompress_prepare ();
   for (;;)
