@@ -86,7 +86,7 @@ main (int argc, char **argv)
   const char *call = argv[argc - 1];
 
   if (directory < 0 || dup2 (open (argv[0], O_RDONLY), BLOB_FD) < 0 || crungo_unpack_prepare () < 0
-      || crungo_unpack_confine (directory, BLOB_FD, 0) < 0)
+      || crungo_unpack_confine (directory, 0) < 0 || crungo_unpack_filter (BLOB_FD) != 0)
     {
       perror (argv[0]);
       return 100;

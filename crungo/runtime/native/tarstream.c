@@ -26,6 +26,7 @@ struct crungo_tarstream
   pthread_mutex_t lock;
   pthread_cond_t changed;
   unsigned filled, hashed, taken;
+  bool begun; /* before that, `taken` is what the first block waits at */
   unsigned given; /* those that the taker has, or had, in hand */
   ssize_t lengths[PIECES]; /* the last one is 0 or below: the stream has ended, or failed */
   size_t room;
@@ -60,6 +61,16 @@ count (struct crungo_tarstream *stream, unsigned *counted)
 {
   pthread_mutex_lock (&stream->lock);
   ++*counted;
+  pthread_cond_broadcast (&stream->changed);
+  pthread_mutex_unlock (&stream->lock);
+}
+
+static void
+begin (struct crungo_tarstream *stream)
+{
+  pthread_mutex_lock (&stream->lock);
+  stream->begun = true;
+  stream->taken = 0;
   pthread_cond_broadcast (&stream->changed);
   pthread_mutex_unlock (&stream->lock);
 }
@@ -119,6 +130,7 @@ crungo_tarstream (struct crungo_tarstream **made, struct crungo_blob *blob, uint
   SHA256_Init (&stream->hash);
   stream->room = room;
   stream->ahead = ahead;
+  stream->taken = 0u - PIECES;
   pthread_mutex_init (&stream->lock, NULL);
   pthread_cond_init (&stream->changed, NULL);
   if (ahead
@@ -136,7 +148,9 @@ failed:
 static ssize_t
 next_made_ahead (struct crungo_tarstream *stream, const void **block)
 {
-  if (stream->given != stream->taken) /* the one before is not needed any more */
+  if (! stream->begun)
+    begin (stream);
+  else if (stream->given != stream->taken) /* the one before is not needed any more */
     count (stream, &stream->taken);
   await (stream, &stream->hashed, stream->given);
   ssize_t length = stream->lengths[stream->given % PIECES];

@@ -9,7 +9,8 @@
 struct crungo_tarstream;
 
 /* Where the blob is small and complete, all is done by who takes the blocks, in a few pages that stay in the processor's
-   cache. Else one thread decompresses and a second hashes. Threads do not end before the process. 0, or -1 with the fault. */
+   cache. Else one thread decompresses and a second hashes. Threads do not end before the process, nor look at the blob
+   before the first block is asked for. 0, or -1 with the fault. */
 int crungo_tarstream (struct crungo_tarstream **stream, struct crungo_blob *blob, uint64_t limit,
                       struct crungo_fault *fault);
 

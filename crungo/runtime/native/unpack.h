@@ -22,9 +22,12 @@ struct crungo_unpack_result
 int crungo_unpack_prepare (void);
 
 /* Lock the calling process, which must still have one thread, into the directory, whose descriptor is closed: chroot,
-   capabilities cut to those that unpacking needs, no system call that it does not, none that changes the file of the
-   descriptor `blob`. The root's descriptor, or -1 with errno. */
-int crungo_unpack_confine (int directory, int blob, int user_xattrs);
+   capabilities cut to those that unpacking needs. The root's descriptor, or -1 with errno. */
+int crungo_unpack_confine (int directory, int user_xattrs);
+
+/* Then, once it has its threads: no system call that unpacking does not need, for all of them, and none that changes the
+   file of the descriptor `blob`. 0; else, and perhaps with errno, another number. */
+int crungo_unpack_filter (int blob);
 
 /* Unpack a tar stream into the directory `root`. `read` gives the next block of the stream (valid until its next
    call) and its length, 0 at the end, negative on failure. 0, or -1 with `result` saying why. */

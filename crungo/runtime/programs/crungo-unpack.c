@@ -156,6 +156,8 @@ unpack (int root, struct crungo_blob *blob, uint64_t limit, bool user)
 
   if (crungo_tarstream (&stream, blob, limit, &fault) < 0)
     refuse (fault.error, "", fault.reason);
+  if (crungo_unpack_filter (BLOB_FD) != 0)
+    refuse_errno ("its filter of system calls");
   int status = crungo_unpack (root, user, crungo_next_block, stream, &result);
   refuse_faulty (stream);
   if (status < 0)
@@ -189,7 +191,7 @@ run_child (const struct order *order, const int fds[DESCRIPTORS], pid_t parent)
   crungo_reset_signals ();
   if (crungo_arrange (wanted, sizeof (wanted) / sizeof (wanted[0]), 3) < 0)
     _exit (1);
-  root = crungo_unpack_confine (DIRECTORY_FD, BLOB_FD, user);
+  root = crungo_unpack_confine (DIRECTORY_FD, user);
   if (root < 0)
     refuse_errno ("its directory");
   unpack (root, &blob, order->limit, user);
