@@ -19,7 +19,7 @@ from crungo.registry.headers import Headers
 from crungo.registry.transport import Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
 
     from crungo.registry.urls import Url
 
@@ -44,13 +44,11 @@ class Streams:
         url: Url,
         headers: Sequence[tuple[bytes, bytes]],
         content: bytes,
-        timeout: Mapping[str, float | None],
+        extensions: dict[str, Any],
     ) -> Response:
-        """As ``Transport.send``; ``headers`` are all that is sent. ``timeout`` is httpcore's extension of that name."""
+        """As ``Transport.send``; ``headers`` are all that is sent, ``extensions`` those of httpcore's requests."""
         with _translated():
-            request = httpx.Request(
-                method, str(url), headers=headers, content=content or None, extensions={"timeout": timeout}
-            )
+            request = httpx.Request(method, str(url), headers=headers, content=content or None, extensions=extensions)
             response = await self._client.send(request, stream=True)
         return Response(
             status=response.status_code,

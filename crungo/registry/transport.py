@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import anyio
 import anyio.to_thread
 import httpcore
 
@@ -67,9 +68,10 @@ class Response(Record):
 class Transport:
     """Owns connections to any number of hosts; used on one event loop.
 
-    Without ``context``, only plain http is to be spoken. ``connect``, ``begin`` and ``stall`` are seconds: until there
-    is a connection, an answer, and its next byte. ``ahead``: where connections may be under way already, its owner's to
-    close. ``proxy`` is asked for everything, where there is one; ``proxy_context`` is for speaking TLS with it.
+    Without ``context``, only plain http is to be spoken. ``connect``, ``head`` and ``stall`` are seconds: until there
+    is a connection, then the whole head of an answer (interim ones may come for ever, and a line byte by byte), then
+    its next byte. ``ahead``: where connections may be under way already, its owner's to close. ``proxy`` is asked for
+    everything, where there is one; ``proxy_context`` is for speaking TLS with it.
 
     Raises:
         ConfigurationError: the proxy is of a kind for which a package is missing.
@@ -83,15 +85,16 @@ class Transport:
         *,
         context: ssl.SSLContext | None,
         connect: float,
-        begin: float,
+        head: float,
         stall: float,
         ahead: Ahead,
         proxy: Proxy | None = None,
         proxy_context: ssl.SSLContext | None = None,
     ) -> None:
         self.proxy = proxy
-        # Waiting for one's turn is no fault.
-        self._timeout: dict[str, float | None] = {"connect": connect, "read": begin, "write": stall, "pool": None}
+        # Waiting for one's turn is no fault, and what is read first has a limit for all of it.
+        self._timeout: dict[str, float | None] = {"connect": connect, "read": None, "write": stall, "pool": None}
+        self._head = head
         self._stall = stall
         self._pool = _pool(context, ahead, proxy, proxy_context)
         self._streams: Streams | None = None
@@ -108,15 +111,27 @@ class Transport:
         if content:
             fields.append((b"Content-Length", b"%d" % len(content)))
         timeout = dict(self._timeout)
-        if streamed:
-            response = await (await self._opened()).send(method, url, fields, content, timeout)
-        else:
-            response = await self._send(method, url, fields, content, timeout)
-        timeout["read"] = self._stall  # httpcore looks when the body is read
-        return response
+        with anyio.CancelScope() as scope:
+            extensions = {"timeout": timeout, "trace": self._limiting(scope)}
+            if streamed:
+                response = await (await self._opened()).send(method, url, fields, content, extensions)
+            else:
+                response = await self._send(method, url, fields, content, extensions)
+            timeout["read"] = self._stall  # httpcore looks when the body is read
+            return response
+        raise httpcore.ReadTimeout(f"no answer within {self._head:g} seconds")
+
+    def _limiting(self, scope: anyio.CancelScope) -> Callable[[str, object], Awaitable[None]]:
+        """What httpcore tells of its steps: the scope's time runs from when the request has its connection."""
+
+        async def trace(step: str, _: object) -> None:
+            if step == "http11.send_request_headers.started":
+                scope.deadline = anyio.current_time() + self._head
+
+        return trace
 
     async def _send(
-        self, method: str, url: Url, fields: list[tuple[bytes, bytes]], content: bytes, timeout: dict[str, float | None]
+        self, method: str, url: Url, fields: list[tuple[bytes, bytes]], content: bytes, extensions: dict[str, Any]
     ) -> Response:
         response = await self._pool.handle_async_request(
             httpcore.Request(
@@ -129,15 +144,15 @@ class Transport:
                 ),
                 headers=fields,
                 content=content,
-                extensions={"timeout": timeout},
+                extensions=extensions,
             )
         )
-        extensions: dict[str, Any] = cast("dict[str, Any]", response.extensions)
+        found = cast("dict[str, Any]", response.extensions)
         return Response(
             status=response.status,
             headers=Headers(response.headers),
             body=cast("AsyncIterable[bytes]", response.stream),
-            connection=extensions["network_stream"],
+            connection=found["network_stream"],
             aclose=response.aclose,
         )
 

@@ -39,11 +39,11 @@ _NO_CERTIFICATES = Certificates()
 
 
 class Timeouts(Record):
-    """Time limits in seconds: for a connection, until an answer begins, for the next byte of it, and for the whole of a
-    small one. A cache begins to answer when it has fetched what it was asked for."""
+    """Time limits in seconds: for a connection, for the head of an answer, for the next byte after it, and for the
+    whole of a small answer. A cache begins to answer when it has fetched what it was asked for."""
 
     connect: float = 15.0
-    begin: float = 60.0
+    head: float = 60.0
     stall: float = 30.0
     whole: float = 120.0
 
@@ -199,7 +199,7 @@ class Wire:
         return Transport(
             context=context,
             connect=self._timeouts.connect,
-            begin=self._timeouts.begin,
+            head=self._timeouts.head,
             stall=self._timeouts.stall,
             ahead=self._ahead,
             proxy=trust.proxy,

@@ -73,6 +73,7 @@ class Reply:
     reset: bool = False  # after what is sent, by RST
     late: float = 0.0  # seconds before anything is sent
     pause: float = 0.0  # seconds before the second half of the body
+    endless: bytes = b""  # sent after `raw`, again and again
 
 
 Handler = Callable[[Asked], Reply | None]
@@ -122,6 +123,9 @@ class Server:
             await anyio.sleep(reply.late)
         if reply.raw is not None:
             await stream.send(reply.raw)
+            while reply.endless:
+                await stream.send(reply.endless)
+                await anyio.sleep(0.01)
         else:
             headers = {"Content-Length": str(len(reply.body)), **reply.headers}
             head = f"HTTP/1.1 {reply.status} X\r\n" + "".join(f"{key}: {value}\r\n" for key, value in headers.items())
@@ -197,7 +201,7 @@ def client(
     hosts: Hosts | None = None,
     credentials: Credentials | None = None,
     certificates: Path | None = None,
-    begin: float = 5.0,
+    head: float = 5.0,
     stall: float = 5.0,
     connect: float = 5.0,
     sleeps: Sleeps | None = None,
@@ -208,7 +212,7 @@ def client(
         credentials=credentials or Credentials(()),
         certificates=(str(certificates),) if certificates else (),
         retry=RetryPolicy(retries=retries, base=1.0),
-        timeouts=Timeouts(connect=connect, begin=begin, stall=stall, whole=10.0),
+        timeouts=Timeouts(connect=connect, head=head, stall=stall, whole=10.0),
         backoff=(Sleeps() if sleeps is None else sleeps).backoff,
     )
 

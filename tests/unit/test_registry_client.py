@@ -237,8 +237,8 @@ async def test_an_answer_may_be_longer_in_coming_than_its_next_byte() -> None:
             assert (await registry.get_manifest(ref(server))).body == MANIFEST
             async with registry.open_blob(ref(server), sha256(BLOB)) as stream:
                 assert await received(stream) == BLOB
-        async with client(begin=0.1, retries=0) as registry:
-            with pytest.raises(RegistryError, match=r"no data for 0.1 seconds$") as caught:
+        async with client(head=0.1, retries=0) as registry:
+            with pytest.raises(RegistryError, match=r"no answer within 0\.1 seconds$") as caught:
                 await registry.get_manifest(ref(server))
             assert is_transient(caught.value)
 

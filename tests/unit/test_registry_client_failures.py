@@ -111,6 +111,38 @@ async def test_redirects_that_lead_nowhere(location: str, message: str) -> None:
             await registry.get_manifest(ref(server))
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(raw=b"", endless=b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000),
+        Reply(raw=b"HTTP/1.1 200 OK\r\nX-Long: ", endless=b"x"),
+    ],
+    ids=["interim answers", "a header by the byte"],
+)
+async def test_a_head_without_end(reply: Reply) -> None:
+    """Something always comes, so that it is no stall."""
+    async with serving(lambda _: reply) as server, client(retries=1, connect=0.2, head=0.3) as registry:
+        with pytest.raises(RegistryError, match="no answer within"), anyio.fail_after(10):
+            await registry.get_manifest(ref(server))
+        assert len(server.asked) == 2
+        with pytest.raises(RegistryError, match="no answer within"), anyio.fail_after(10):
+            async with registry.open_blob(ref(server), sha256(b"")):
+                pass
+
+
+async def test_waiting_for_a_connection_is_no_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crungo.registry.transport.MOST_CONNECTIONS", 1)
+    async with (
+        serving(good) as server,
+        client(retries=0, head=0.3) as registry,
+        anyio.create_task_group() as group,
+        registry.open_blob(ref(server), sha256(BLOB)) as stream,
+    ):
+        group.start_soon(registry.get_manifest, ref(server))
+        await anyio.sleep(0.6)
+        assert await received(stream) == BLOB
+
+
 async def test_a_registry_that_comes_back() -> None:
     replies = [
         Reply(503),
