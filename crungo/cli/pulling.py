@@ -52,7 +52,7 @@ async def _run(options: PullOptions, context: Context, prepared: Prepared) -> in
         unpacker = _LateUnpacker(context, stack)
         if prepared.spawner is not None:
             await unpacker.start(prepared.spawner)
-        work = _Work(options, Store(context.roots), unpacker, progress, prepared)
+        work = _Work(options, Store(context.roots), unpacker, progress, prepared, debug=context.debug)
         with single_failure():
             async with anyio.create_task_group() as group:
                 if progress is not None:
@@ -60,7 +60,7 @@ async def _run(options: PullOptions, context: Context, prepared: Prepared) -> in
                 await work.run()
                 group.cancel_scope.cancel()
         # Before the engine ends: the helper's end takes a moment, for which the answer need not wait.
-        return work.tell(debug=context.debug)
+        return work.tell()
 
 
 def _progress() -> PullProgress:
@@ -109,8 +109,11 @@ class _Work:
         unpacker: Unpacker,
         progress: PullProgress | None,
         prepared: Prepared,
+        *,
+        debug: bool,
     ) -> None:
         self._options = options
+        self._debug = debug
         self._prepared = prepared
         self._store = store
         self._unpacker = unpacker
@@ -137,20 +140,20 @@ class _Work:
             for name in options.images:
                 if name in self._results:
                     continue
-                start = self._every_tag if options.all_tags else self._one
+                start = self._every_tag if options.all_tags else self._in_turn
                 try:
                     group.start_soon(start, name, Reference.parse(hosts.expand(name)), client, retry)
                 except CrungoError as error:
                     self._results[name] = error
 
-    def tell(self, *, debug: bool) -> int:
+    def tell(self) -> int:
         """Print what came of it; returns the exit code."""
         code = 0
         for result in self._results.values():
             if isinstance(result, str):
                 emit(result)
             else:
-                code = max(code, report(result, verb="pull", debug=debug))
+                code = max(code, report(result, verb="pull", debug=self._debug))
         return code
 
     async def _every_tag(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
@@ -161,17 +164,26 @@ class _Work:
             return
         async with anyio.create_task_group() as group:
             for tag in tags:
+                await self._places.acquire()  # here and not by a task: a registry may list very many
                 self._results[f"{name}:{tag}"] = ""
                 group.start_soon(self._one, f"{name}:{tag}", reference.with_tag(tag), client, retry)
 
-    async def _one(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
+    async def _in_turn(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
         self._results.setdefault(name, "")  # its place among the answers
-        async with self._places:
+        await self._places.acquire()
+        await self._one(name, reference, client, retry)
+
+    async def _one(self, name: str, reference: Reference, client: RegistryClient, retry: RetryPolicy) -> None:
+        """Pull one image, and give back the place that was taken for it."""
+        try:
             with nullcontext() if self._progress is None else self._progress.follow() as show:
-                try:
-                    self._results[name] = await self._pull(reference, client, retry, show)
-                except CrungoError as error:
-                    self._results[name] = error
+                self._results[name] = await self._pull(reference, client, retry, show)
+        except CrungoError as error:
+            if not self._debug:  # nobody looks at where it was raised, and of very many that is too much to keep
+                error.__cause__ = error.__context__ = error.__traceback__ = None
+            self._results[name] = error
+        finally:
+            self._places.release()
 
     async def _pull(
         self, reference: Reference, client: RegistryClient, retry: RetryPolicy, show: Progress | None

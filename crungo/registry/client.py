@@ -24,7 +24,7 @@ from crungo.registry.headers import media_type, next_page, said_digest
 from crungo.registry.hostfiles import certificate_folders, load_hosts
 from crungo.registry.retry import Backoff, RetryPolicy, silent
 from crungo.registry.session import Ask, Session
-from crungo.registry.taglist import read_tags
+from crungo.registry.taglist import LARGEST_PAGE, read_tags
 from crungo.registry.tokens import FindCredential, Tokens
 from crungo.registry.transport import import_streams
 from crungo.registry.wire import Timeouts, Wire
@@ -42,9 +42,8 @@ __all__ = ["BlobStream", "FetchedManifest", "ManifestHead", "RegistryClient"]
 
 T = TypeVar("T")
 LARGEST_MANIFEST = 4 << 20  # bytes; the distribution specification's recommended limit
-_LARGEST_TAG_PAGE = 16 << 20
 _MOST_TAG_PAGES = 1000
-_MOST_TAGS = 1_000_000
+_MOST_TAGS = 100_000
 _TAGS_PER_PAGE = 1000
 _ACCEPT = ", ".join(
     (
@@ -246,7 +245,7 @@ class RegistryClient:
         what = f"tags of {reference.registry}/{reference.repository}"
 
         async def use(endpoint: Endpoint, answer: Answer) -> tuple[Endpoint, list[str], str | None]:
-            body = await answer.read(limit=_LARGEST_TAG_PAGE)
+            body = await answer.read(limit=LARGEST_PAGE)
             await answer.aclose()
             following = next_page(answer.headers.lines("link"), base=answer.url)
             if following is not None and not following.startswith(f"{endpoint.base_url}/v2/"):
@@ -259,9 +258,11 @@ class RegistryClient:
         for _ in range(_MOST_TAG_PAGES):
             endpoint, page, following = await session.fetch(places, ask, use, backoff=self._backoff(self._retry))
             found.update(dict.fromkeys(page))
+            if len(found) > _MOST_TAGS:
+                raise RegistryError(f"{what}: {reference.registry}: there are more than {_MOST_TAGS}")
             if following is None:
                 return list(found)
-            if following == ask.url or len(found) > _MOST_TAGS:
+            if following == ask.url:
                 break
             places, ask = (endpoint,), Ask(what=what, url=following)
         raise RegistryError(f"{what}: {reference.registry}: the list has no end")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 
-from crungo.errors import RegistryError
+from crungo.errors import ImageError, RegistryError
+from crungo.image import jsondoc
 
-__all__ = ["read_tags"]
+__all__ = ["LARGEST_PAGE", "read_tags"]
 
+LARGEST_PAGE = 16 << 20  # bytes: there are registries that know no pages
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
@@ -19,8 +20,8 @@ def read_tags(body: bytes, *, what: str, registry: str) -> list[str]:
         RegistryError: the page is malformed, or a tag is outside the grammar.
     """
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = jsondoc.load(body, what, limit=LARGEST_PAGE)
+    except ImageError:
         document = None
     tags = document.get("tags") if isinstance(document, dict) else 0
     if tags is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from dataclasses import replace
 
 import anyio
@@ -293,6 +295,26 @@ async def test_tags() -> None:
             server.handler = lambda _, link=link: Reply(200, {"Link": link}, b'{"tags": []}')  # type: ignore[misc]
             with pytest.raises(RegistryError, match="the next page is on another server"):
                 await registry.tags(ref(server))
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (json.dumps({"tags": [f"{n}" for n in range(100_001)]}).encode(), "there are more than 100000$"),
+        (b'{"tags": [' + b"[]," * 5_000_000 + b"[]]}", "its list of tags is malformed$"),
+    ],
+    ids=["tags", "parts"],
+)
+async def test_one_page_of_very_many(page: bytes, message: str) -> None:
+    """A page may be as large as a list is; what is made of it takes thirty times as much, and pulling it for ever."""
+    async with serving(lambda _: Reply(200, {}, page)) as server, client() as registry:
+        tracemalloc.start()
+        try:
+            with pytest.raises(RegistryError, match=message):
+                await registry.tags(ref(server))
+            assert tracemalloc.get_traced_memory()[1] < 150 << 20
+        finally:
+            tracemalloc.stop()
 
 
 async def test_a_client_is_used_in_its_block() -> None:
