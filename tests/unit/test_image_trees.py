@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,35 @@ def test_differences(tree: Path, tmp_path: Path) -> None:
     found = differences(str(tree), str(other))
     assert found == ["'/c': differs in target, time", "'/d': should not be there", "'/e\\n': is missing"]
     assert differences(str(tree), str(other), most=1) == found[:1]
+
+
+def test_holes(tree: Path, tmp_path: Path) -> None:
+    """They are zeros, of which nothing is read: an archive of a few bytes can have a file of exabytes."""
+    other = tmp_path / "other"
+    other.mkdir()
+    data = {0: b"begin", 1_000_000: b"middle", 131_071: b"\1\1", (1 << 40) - 3: b"end"}
+    for path in (tree, other):
+        with (path / "file").open("wb") as file:
+            for at, piece in data.items():
+                file.seek(at)
+                file.write(piece)
+            if path == other:
+                file.seek(500_000)
+                file.write(bytes(300_000))  # zeros that are there
+        (path / "hole").touch()
+        os.truncate(path / "hole", 1 << 43)
+        (path / "empty").touch()
+        for name in ("file", "hole", "empty", "."):
+            os.utime(path / name, ns=(0, 0))
+    before = time.monotonic()
+    assert differences(str(tree), str(other)) == []
+    with (other / "file").open("r+b") as file:
+        file.seek(131_072)
+        file.write(b"\2")
+    os.utime(other / "file", ns=(0, 0))
+    with (other / "hole").open("r+b") as file:
+        file.seek(1 << 42)
+        file.write(b"x")
+    os.utime(other / "hole", ns=(0, 0))
+    assert differences(str(tree), str(other)) == ["'/file': differs in content", "'/hole': differs in content"]
+    assert time.monotonic() - before < 10
