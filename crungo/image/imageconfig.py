@@ -127,9 +127,11 @@ def parse_time(text: str) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(text[:64])
-    except ValueError:
+        time = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        time.astimezone(UTC)
+    except (ValueError, OverflowError):  # in UTC it may be before the year 1, or after 9999
         return None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return time
 
 
 def _command(parent: JsonObject, key: str, what: str) -> tuple[str, ...]:

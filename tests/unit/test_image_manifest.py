@@ -185,7 +185,13 @@ def test_bad_configs(changes: dict[str, Any], message: str) -> None:
         configured(**changes)
 
 
-@pytest.mark.parametrize("text", ["", "x", "2024-13", "2024-13-01T00:00:00Z", "\0", "1" * 5000, "today" * 99])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "2024-13", "2024-13-01T00:00:00Z", "\0", "1" * 5000, "today" * 99),
+        *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-00:01"),  # years 0 and 10000, in UTC
+    ],
+)
 def test_no_time(text: str) -> None:
     assert parse_time(text) is None
 
