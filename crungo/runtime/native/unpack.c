@@ -205,7 +205,7 @@ make_hard_link (struct unpacker *u, struct archive_entry *entry, struct place *p
 static int
 make_opaque_parent (struct unpacker *u, struct place *place)
 {
-  if (place->parent_length == 0)
+  if (place->parent->canonical[0] == '\0') /* by whatever name */
     u->result->opaque_root = 1; /* overlay ignores the attribute on a layer's root: the engine stacks accordingly */
   return make_opaque (&u->tree, place->parent->fd, ".") < 0 ? fail_errno (u, "hiding lower layers") : 0;
 }
