@@ -147,6 +147,28 @@ def test_links_that_grow(layer: Path) -> None:
     refused(unpack_bytes(archive(*grow, directory(b"l30"), Entry(name=b"l0/f")), layer), "parent")
 
 
+def _up_and_down(links: int, entries: int) -> bytes:
+    """Entries below links that lead up and down, at a depth where nobody should begin at the root each time."""
+    deep = b"/".join([b"d"] * 1000)
+    there = [directory(deep), symlink(b"go", deep)]
+    there += [symlink(b"go/l%d" % n, b"../d/" * 390 + b"l%d" % (n + 1)) for n in range(links)]
+    there.append(directory(b"go/l%d" % links))
+    # A link that is replaced makes the unpacker look for every parent again.
+    again = [symlink(b"s", b"x"), symlink(b"s", b"y"), Entry(name=b"go/l0/f")]
+    return archive(*there, *again * entries)
+
+
+def test_links_up_and_down(layer: Path) -> None:
+    outcome = unpack_bytes(_up_and_down(3, 100), layer)
+    accepted(outcome)
+    assert outcome.cpu < 4
+
+
+def test_very_many_steps(layer: Path) -> None:
+    """Forty links of a page each would be some thirty thousand for each entry of a kilobyte."""
+    refused(unpack_bytes(_up_and_down(37, 1), layer), "parent directory: Too many levels of symbolic links")
+
+
 # Sizes -----------------------------------------------------------------------------------------------------------
 
 

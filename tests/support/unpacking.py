@@ -21,6 +21,7 @@ class Outcome:
     message: dict[str, Any]
     exit: int
     peak: int  # resident memory at most, in KiB
+    cpu: float  # seconds of a processor
 
     @property
     def error(self) -> str:
@@ -53,7 +54,8 @@ class Running:
             last = message
         self.channel.close()
         _, status, usage = os.wait4(self.pid, 0)
-        return Outcome(message=last, exit=os.waitstatus_to_exitcode(status), peak=usage.ru_maxrss)
+        cpu = usage.ru_utime + usage.ru_stime
+        return Outcome(message=last, exit=os.waitstatus_to_exitcode(status), peak=usage.ru_maxrss, cpu=cpu)
 
 
 by_threads = False

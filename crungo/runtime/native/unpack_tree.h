@@ -23,6 +23,7 @@
 #define TREE_PATH 4096 /* PATH_MAX: a path with its final NUL */
 #define TREE_CACHE 16
 #define TREE_LINKS 40 /* MAXSYMLINKS of the kernel */
+#define TREE_STEPS 4096 /* components of a path, and of the links on its way */
 
 struct tree_directory
 {
@@ -314,12 +315,13 @@ enter (struct tree *tree, int fd, const char *name, bool create, struct stat *st
 }
 
 /* Walk a path by hand, following links inside the root and, with `create`, making what is missing (0755, owned by
-   0:0). Returns an O_PATH descriptor of a directory and its canonical path. */
+   0:0). Returns an O_PATH descriptor of a directory and its canonical path. An entry of a kilobyte can ask for this, with
+   forty links of a page each on its way: each step costs the same, and their number has a limit. */
 static int
 walk (struct tree *tree, const char *path, size_t length, bool create, char canonical[TREE_PATH])
 {
   char pending[TREE_PATH], target[TREE_PATH];
-  int links = 0;
+  int links = 0, steps = 0;
   int fd = tree_open (tree, "", O_PATH | O_DIRECTORY);
 
   memcpy (pending, path, length);
@@ -335,9 +337,9 @@ walk (struct tree *tree, const char *path, size_t length, bool create, char cano
       bool made;
       int next;
 
-      if (size > NAME_MAX)
+      if (size > NAME_MAX || ++steps > TREE_STEPS)
         {
-          errno = ENAMETOOLONG;
+          errno = size > NAME_MAX ? ENAMETOOLONG : ELOOP;
           break;
         }
       memcpy (name, pending, size);
@@ -350,8 +352,9 @@ walk (struct tree *tree, const char *path, size_t length, bool create, char cano
       if (strcmp (name, "..") == 0)
         {
           char *slash = strrchr (canonical, '/');
+          /* Below the root, where it is another directory of the tree. */
+          next = openat (fd, canonical[0] ? ".." : ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
           *(slash != NULL ? slash : canonical) = '\0';
-          next = tree_open (tree, canonical, O_PATH | O_DIRECTORY);
         }
       else
         {
