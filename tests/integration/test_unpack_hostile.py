@@ -321,6 +321,19 @@ def test_unknown_kinds_and_no_name(layer: Path) -> None:
     refused(unpack_bytes(archive(Entry(name=b"m", type=b"M", content=b"x")), layer), "unknown kind")
 
 
+def test_more_than_the_file_system_takes(layer: Path) -> None:
+    """It is the archive's fault, not the store's: no download of it is kept to go on with."""
+    attribute = {b"SCHILY.xattr.user.a": bytes(65537)}
+    outcome = unpack_bytes(archive(Entry(name=b"f", pax=attribute)), layer)
+    refused(outcome, "Argument list too long")
+    assert outcome.message["errno"] == 0
+    links = (hard_link(b"%d" % n, b"f") for n in range(65_001))
+    outcome = unpack_bytes(archive(Entry(name=b"f"), *links), layer)
+    if outcome.message["event"] == "error":  # ext4 takes 65000
+        refused(outcome, "Too many links")
+        assert outcome.message["errno"] == 0
+
+
 def test_parent_that_is_a_file(layer: Path) -> None:
     refused(unpack_bytes(archive(Entry(name=b"f"), Entry(name=b"f/g")), layer), "its parent is not a directory")
 

@@ -125,7 +125,8 @@ refuse_errno (const char *what)
 static bool
 is_archives (int error)
 {
-  const int errors[] = { 0, EEXIST, EFBIG, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ERANGE };
+  const int errors[]
+      = { 0, E2BIG, EEXIST, EFBIG, EINVAL, EISDIR, ELOOP, EMLINK, ENAMETOOLONG, ENOENT, ENOTDIR, ERANGE };
 
   for (size_t i = 0; i < sizeof (errors) / sizeof (errors[0]); i++)
     if (error == errors[i])
