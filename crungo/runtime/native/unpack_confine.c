@@ -26,7 +26,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define DATA_LIMIT (384ul << 20) /* an archive that makes its reader grow beyond this fails with ENOMEM */
+/* Bytes: what an unpacker takes at most, with the window of its decoder, the times of directories and its threads' stacks. An
+   archive that makes its reader grow beyond it fails with ENOMEM, or the reader gives up at once. */
+#define DATA_LIMIT (144ul << 20)
 
 /* Enter a private copy of the mount in which devices do nothing. It is attached nowhere. Where that cannot be had (a
    descriptor from another mount namespace, an old kernel) the directory itself has to do. */
