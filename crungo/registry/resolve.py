@@ -50,14 +50,17 @@ async def resolve(client: RegistryClient, reference: Reference, platform: Platfo
 
     Raises:
         ImageNotFound, AuthenticationError, RegistryError: as ``RegistryClient.get_manifest``.
-        ImageError: it is malformed, of an unsupported kind, or not for this platform.
+        ImageError, DigestMismatch: it is malformed, of an unsupported kind, not for this platform, or not of the size
+            that its index says.
     """
     what = _what(reference)
     target: Descriptor | None = None
     bodies: dict[str, bytes] = {}
-    wanted: str | None = None
+    wanted: Descriptor | None = None
     for _ in range(_DEEPEST):
-        fetched = await client.get_manifest(reference, digest_or_tag=wanted, tell=tell)
+        fetched = await client.get_manifest(reference, digest_or_tag=wanted.digest if wanted else None, tell=tell)
+        if wanted is not None and len(fetched.body) != wanted.size:
+            raise DigestMismatch(f"{what}: {wanted.digest} has {len(fetched.body)} bytes, its index says {wanted.size}")
         if fetched.digest in bodies:
             raise ImageError(f"{what}: its index leads back to itself")
         document = parse_document(fetched.body, fetched.media_type, what)
@@ -66,7 +69,7 @@ async def resolve(client: RegistryClient, reference: Reference, platform: Platfo
         bodies[here.digest] = fetched.body
         if isinstance(document, Manifest):
             return Resolved(target=target, manifest_descriptor=here, manifest=document, bodies=bodies)
-        wanted = document.best(platform, what).digest
+        wanted = document.best(platform, what)
     raise ImageError(f"{what}: indexes are nested more than {_DEEPEST} deep")
 
 

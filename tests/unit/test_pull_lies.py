@@ -145,3 +145,15 @@ async def test_index_within_indexes(registry: FakeRegistry, client: RegistryClie
         entry = {"mediaType": kind, "digest": registry.put("image", str(depth), kind, body), "size": len(body)}
     with pytest.raises(ImageError, match="nested more than 4 deep"):
         await get(f"{registry.address}/image:5", make_store(tmp_path), client)
+
+
+async def test_an_index_with_a_wrong_size(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
+    kind = "application/vnd.oci.image.index.v1+json"
+    source = layered(10)
+    registry.add(source)
+    entry = {"mediaType": source.media_type, "digest": source.digest, "size": len(source.manifest) - 1}
+    registry.put("image", "index", kind, json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode())
+    store = make_store(tmp_path)
+    with pytest.raises(DigestMismatch, match="its index says"):
+        await get(f"{registry.address}/image:index", store, client)
+    assert tree(tmp_path) == {}
