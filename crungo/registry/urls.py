@@ -14,6 +14,7 @@ __all__ = ["Url", "join_url", "parse_url"]
 
 _PORTS = {"http": 80, "https": 443}
 _HOST = r"[a-z0-9._~-]*|[0-9a-f:.]*:[0-9a-f:.]*"  # a name or an address; one of IPv6 without its brackets
+_LONGEST_HOST = 253  # characters of a name in the DNS
 _INVISIBLE = re.compile("[^!-~]")
 
 
@@ -54,7 +55,7 @@ def parse_url(text: str) -> Url:
     parts = urlsplit(text)
     host = parts.hostname or ""
     digits = parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
-    if not re.fullmatch(_HOST, host) or not re.fullmatch("[0-9]{0,10}", digits):
+    if len(host) > _LONGEST_HOST or not re.fullmatch(_HOST, host) or not re.fullmatch("[0-9]{0,10}", digits):
         raise ValueError("malformed host or port")
     target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     return Url(
