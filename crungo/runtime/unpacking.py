@@ -133,6 +133,8 @@ def _ended(code: int) -> LayerError | StoreError:
         name = f"signal {-code}"
     if -code == signal.SIGSYS:
         return LayerError(f"layer: its unpacker was ended when it tried what it may not ({name})")
+    if -code == signal.SIGXCPU:
+        return LayerError("layer: unpacking it takes more time of the processor than any layer should")
     if -code in _FAULTS:
         return LayerError(f"layer: its unpacker crashed ({name})")
     hint = "the machine may be out of memory" if -code == signal.SIGKILL else None

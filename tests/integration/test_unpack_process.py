@@ -98,6 +98,7 @@ def test_the_child_is_locked_in(layer: Path) -> None:
     assert len(threads) == 3
     for line in (f"CapEff:\t{status['CapEff']}", "NoNewPrivs:\t1", "Seccomp:\t2"):
         assert all(line in thread for thread in threads)
+    assert "Max cpu time              3600                 3601" in (proc / "limits").read_text()
     maps = (proc / "maps").read_text()
     running.send(len(stream), ended=True)
     accepted(running.finish())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
@@ -64,3 +65,9 @@ async def test_nonsense(packet: bytes) -> None:
 @pytest.mark.parametrize("code", [-(1 << 63), (1 << 63) - 1])
 async def test_an_end_that_cannot_be(code: int) -> None:
     assert isinstance(await outcome(wire.encode_text({"event": "ended", "code": code})), StoreError)
+
+
+async def test_the_limit_of_processor_time() -> None:
+    error = await outcome(wire.encode_text({"event": "ended", "code": -signal.SIGXCPU}))
+    assert isinstance(error, LayerError)
+    assert error.message == "layer: unpacking it takes more time of the processor than any layer should"

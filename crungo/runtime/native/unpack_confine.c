@@ -29,6 +29,8 @@
 /* Bytes: what an unpacker takes at most, with the window of its decoder, the times of directories and its threads' stacks. An
    archive that makes its reader grow beyond it fails with ENOMEM, or the reader gives up at once. */
 #define DATA_LIMIT (144ul << 20)
+/* Seconds of a processor. 64 GiB, the largest layer, take half of it where decompressing and hashing are slow. */
+#define CPU_LIMIT 3600ul
 
 /* Enter a private copy of the mount in which devices do nothing. It is attached nowhere. Where that cannot be had (a
    descriptor from another mount namespace, an old kernel) the directory itself has to do. */
@@ -131,10 +133,11 @@ crungo_unpack_prepare (void)
 int
 crungo_unpack_confine (int directory, int user_xattrs)
 {
-  struct rlimit none = { 0, 0 }, data = { DATA_LIMIT, DATA_LIMIT };
+  /* At the first limit of two comes SIGXCPU, which is told from other ends, and at the second SIGKILL. */
+  struct rlimit none = { 0, 0 }, data = { DATA_LIMIT, DATA_LIMIT }, cpu = { CPU_LIMIT, CPU_LIMIT + 1 };
 
   umask (0);
-  if (setrlimit (RLIMIT_CORE, &none) < 0 || setrlimit (RLIMIT_DATA, &data) < 0)
+  if (setrlimit (RLIMIT_CORE, &none) < 0 || setrlimit (RLIMIT_DATA, &data) < 0 || setrlimit (RLIMIT_CPU, &cpu) < 0)
     return -1;
   if (enter_root (directory) < 0 || drop_capabilities (user_xattrs) < 0)
     return -1;
