@@ -19,6 +19,7 @@ from crungo.errors import CrungoError, LayerError, SpawnerDied, StoreError
 from crungo.paths import Roots
 from crungo.runtime.requests import SpawnerProcess
 from crungo.runtime.unpacking import SpawnerUnpacker
+from tests.support.events import wait_for_exit
 from tests.support.leaks import descendants
 from tests.support.tarballs import Entry, archive, directory
 
@@ -173,6 +174,7 @@ async def test_what_forks_the_children_is_killed(tmp_path: Path, layer: Path, bl
             child_of(process.pid)
             server = next(each.pid for each in descendants(process.pid) if _name(each.pid) == "crungo-unpack\n")
             os.kill(server, signal.SIGKILL)
+            assert wait_for_exit(server, 10)  # an order that it got before would die with it
             (layer.parent / "again").mkdir()
             async with unpacker.unpack(blob, f"{layer.parent}/again", media_type="", limit=1 << 30) as second:
                 assert (await second.finish(len(BLOB))).entries == 2
