@@ -9,13 +9,13 @@ import os
 import signal
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.native import compiled
-from tests.support.tarballs import Entry, archive
+from tests.support.tarballs import BLOCK_DEVICE, CHAR, FIFO, Entry, archive
 from tests.support.unpacking import Running, accepted, refused
 
 
@@ -165,6 +165,31 @@ def test_what_is_not_forbidden(layer: Path, attempt: Callable[[Path, str], int])
 
 def test_devices_do_nothing(layer: Path, attempt: Callable[[Path, str], int]) -> None:
     assert attempt(layer, "device") == errno.EACCES
+
+
+@pytest.fixture
+def unbindable(tmp_path: Path) -> Iterator[Path]:
+    """A directory of a mount of which no other can be made."""
+    place = tmp_path / "mount"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        subprocess.run(["mount", "--make-unbindable", place], check=True)
+        (place / "layer").mkdir()
+        yield place / "layer"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_no_device_is_made_where_one_would_work(unbindable: Path, attempt: Callable[[Path, str], int]) -> None:
+    """There is no mount to be had in which devices do nothing: the disk would be in reach."""
+    assert attempt(unbindable, "device") == errno.EPERM
+    blob = unbindable.with_name("layer.blob")
+    kinds = {b"pipe": FIFO, b"char": CHAR, b"block": BLOCK_DEVICE}
+    devices = [Entry(name=name, type=kind, device=(1, 3)) for name, kind in kinds.items()]
+    blob.write_bytes(archive(*devices, Entry(name=b".wh.gone")))
+    accepted(Running(blob, unbindable, size=blob.stat().st_size).finish())
+    assert sorted(os.listdir(unbindable)) == ["gone", "pipe"]
 
 
 def test_no_descriptor_leads_out(layer: Path, attempt: Callable[[Path, str], int]) -> None:

@@ -61,7 +61,7 @@ static int
 open_device (void)
 {
   if (mknod ("null", S_IFCHR | 0666, makedev (1, 3)) < 0)
-    return 100;
+    return errno;
   return open ("null", O_RDONLY) < 0 ? errno : 0;
 }
 

@@ -32,8 +32,10 @@
 /* Seconds of a processor. 64 GiB, the largest layer, take half of it where decompressing and hashing are slow. */
 #define CPU_LIMIT 3600ul
 
+static bool devices_work; /* in the root: then none may be made */
+
 /* Enter a private copy of the mount in which devices do nothing. It is attached nowhere. Where that cannot be had (a
-   descriptor from another mount namespace, an old kernel) the directory itself has to do. */
+   descriptor from another mount namespace, an unbindable mount, an old kernel) the directory itself has to do. */
 static int
 enter_root (int directory)
 {
@@ -46,6 +48,7 @@ enter_root (int directory)
       close (copy);
       copy = -1;
     }
+  devices_work = copy < 0;
   int status = fchdir (copy >= 0 ? copy : directory);
   if (copy >= 0)
     close (copy);
@@ -102,9 +105,13 @@ crungo_unpack_filter (int blob)
     LOAD (arch), SKIP_UNLESS (ARCHITECTURE, 1), LOAD (nr), /* an architecture's number is no call's */
     ALLOW (pwrite64), ALLOW (openat), ALLOW (close), ALLOW_BUT_OF (blob, utimensat), ALLOW (pread64), ALLOW (futex),
     ALLOW (newfstatat), ALLOW (fstat), ALLOW (openat2), ALLOW (mkdirat), ALLOW (symlinkat), ALLOW (linkat),
-    ALLOW (mknodat), ALLOW (unlinkat), ALLOW (readlinkat), ALLOW_BUT_OF (blob, fchown), ALLOW_BUT_OF (blob, fchownat),
+    ALLOW (unlinkat), ALLOW (readlinkat), ALLOW_BUT_OF (blob, fchown), ALLOW_BUT_OF (blob, fchownat),
     ALLOW_BUT_OF (blob, fchmod), ALLOW (fchmodat), ALLOW (ftruncate), ALLOW_BUT_OF (blob, fsetxattr), ALLOW (lsetxattr),
     ALLOW (fchdir), ALLOW (getdents64), ALLOW (recvfrom), ALLOW (sendto), ALLOW (exit_group),
+    /* Pipes and whiteouts are no devices. */
+    SKIP_UNLESS (SYS_mknodat, 9), LOAD (args[2]), BPF_STMT (BPF_ALU | BPF_AND | BPF_K, S_IFMT), SKIP_UNLESS (S_IFIFO, 1),
+    RETURN (SECCOMP_RET_ALLOW), SKIP_UNLESS (S_IFCHR, 3), LOAD (args[3]), SKIP_UNLESS (0, 1), RETURN (SECCOMP_RET_ALLOW),
+    RETURN (devices_work ? SECCOMP_RET_ERRNO | EPERM : SECCOMP_RET_ALLOW),
     /* The C library's: memory and threads, and its last words, which nobody reads. */
     ALLOW (mmap), ALLOW (munmap), ALLOW (mremap), ALLOW (mprotect), ALLOW (madvise), ALLOW (brk), ALLOW (getrandom),
     ALLOW (exit), ALLOW (set_robust_list), ALLOW (rseq), ALLOW (rt_sigprocmask), ALLOW (rt_sigaction),
