@@ -149,7 +149,7 @@ def attempt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], i
         ),
         *("chroot", "unshare", "mount", "open_tree", "open_by_handle_at", "socket", "connect", "setrlimit"),
         *("fchmod", "fchown", "fchownat", "fsetxattr", "futimens", "dup", "F_DUPFD", "F_DUPFD_CLOEXEC"),  # of the blob
-        *("i386", "unknown"),
+        *("madvise", "i386", "unknown"),
     ],
 )
 def test_forbidden_calls_end_it(layer: Path, attempt: Callable[[Path, str], int], call: str) -> None:
@@ -161,6 +161,11 @@ def test_what_is_not_forbidden(layer: Path, attempt: Callable[[Path, str], int])
     assert attempt(layer, "mkdir") == 0
     assert (layer / "fine").is_dir()
     assert attempt(layer, "abort") == -signal.SIGABRT
+
+
+def test_what_it_can_take_of_the_machine(layer: Path, attempt: Callable[[Path, str], int]) -> None:
+    assert attempt(layer, "memory") == 0
+    assert attempt(layer, "files") == 0
 
 
 def test_devices_do_nothing(layer: Path, attempt: Callable[[Path, str], int]) -> None:

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -45,6 +46,7 @@ static const struct
   { "fchownat", SYS_fchownat, { BLOB_FD, (long) "", 0, 0, AT_EMPTY_PATH } },
   { "fsetxattr", SYS_fsetxattr, { BLOB_FD, (long) "user.x", (long) "", 0, 0 } },
   { "futimens", SYS_utimensat, { BLOB_FD, 0, 0, 0 } },
+  { "madvise", SYS_madvise, { 0, 4096, 100 } }, /* MADV_HWPOISON, of nothing */
   { "unknown", 9999 },
 #ifdef SYS_vfork
   { "vfork", SYS_vfork },
@@ -63,6 +65,28 @@ open_device (void)
   if (mknod ("null", S_IFCHR | 0666, makedev (1, 3)) < 0)
     return errno;
   return open ("null", O_RDONLY) < 0 ? errno : 0;
+}
+
+/* How much more memory can be had, in MiB, of a kind that is not a process's own; at most 1000. */
+static int
+share_memory (void)
+{
+  int size = 0;
+
+  while (size < 1000 && mmap (NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0) != MAP_FAILED)
+    size++;
+  return size;
+}
+
+/* How many more files can be opened, at most 1000. */
+static int
+open_files (void)
+{
+  int count = 0;
+
+  while (count < 1000 && open ("/", O_PATH) >= 0)
+    count++;
+  return count;
 }
 
 /* Whether a directory that is open has a parent other than itself. */
@@ -114,6 +138,10 @@ main (int argc, char **argv)
     abort ();
   if (strcmp (call, "device") == 0)
     return open_device ();
+  if (strcmp (call, "memory") == 0)
+    return share_memory () < 400 ? 0 : 1;
+  if (strcmp (call, "files") == 0)
+    return open_files () < 64 ? 0 : 1;
   if (strcmp (call, "descriptors") == 0)
     return look_out ();
   return 100;

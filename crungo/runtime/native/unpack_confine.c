@@ -2,9 +2,9 @@
 
    The archive is hostile and its reader is a C library: suppose that one day it is taken over. Then it can write into
    the layer's directory, which was its work anyway, and send a wrong result; nothing else. It has no way out of its
-   root, cannot open a device that it makes, start a program, a process or a thread, signal one, or open a socket. What was given
-   to it open it can read and write as it was opened, and no more: it is root, to whom any descriptor is enough to change
-   a file's mode, owner, attributes and times. */
+   root, cannot open a device that it makes, start a program, a process or a thread, signal one, or open a socket. What
+   was given to it open it can read and write as it was opened, and no more: it is root, to whom any descriptor is enough
+   to change a file's mode, owner, attributes and times. */
 #define _GNU_SOURCE
 #include "unpack.h"
 
@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -29,6 +30,8 @@
 /* Bytes: what an unpacker takes at most, with the window of its decoder, the times of directories and its threads' stacks. An
    archive that makes its reader grow beyond it fails with ENOMEM, or the reader gives up at once. */
 #define DATA_LIMIT (144ul << 20)
+#define ADDRESS_LIMIT (384ul << 20) /* with what the C library reserves, and memory that is shared, which the other omits */
+#define FILES_LIMIT 64ul            /* descriptors: those given, sixteen directories, and what an entry takes */
 /* Seconds of a processor. 64 GiB, the largest layer, take half of it where decompressing and hashing are slow. */
 #define CPU_LIMIT 3600ul
 
@@ -113,10 +116,12 @@ crungo_unpack_filter (int blob)
     RETURN (SECCOMP_RET_ALLOW), SKIP_UNLESS (S_IFCHR, 3), LOAD (args[3]), SKIP_UNLESS (0, 1), RETURN (SECCOMP_RET_ALLOW),
     RETURN (devices_work ? SECCOMP_RET_ERRNO | EPERM : SECCOMP_RET_ALLOW),
     /* The C library's: memory and threads, and its last words, which nobody reads. */
-    ALLOW (mmap), ALLOW (munmap), ALLOW (mremap), ALLOW (mprotect), ALLOW (madvise), ALLOW (brk), ALLOW (getrandom),
+    ALLOW (mmap), ALLOW (munmap), ALLOW (mremap), ALLOW (mprotect), ALLOW (brk), ALLOW (getrandom),
     ALLOW (exit), ALLOW (set_robust_list), ALLOW (rseq), ALLOW (rt_sigprocmask), ALLOW (rt_sigaction),
     ALLOW (sched_getaffinity), ALLOW (sched_yield), ALLOW (restart_syscall), ALLOW (writev), ALLOW (getpid),
     ALLOW (gettid),
+    /* Not MADV_HWPOISON, with which root takes pages away from all that use them, and from the machine. */
+    SKIP_UNLESS (SYS_madvise, 4), LOAD (args[2]), SKIP_UNLESS (MADV_DONTNEED, 1), RETURN (SECCOMP_RET_ALLOW), KILL,
     /* abort(3). */
     SKIP_UNLESS (SYS_tgkill, 4), LOAD (args[0]), SKIP_UNLESS ((uint32_t) getpid (), 1), RETURN (SECCOMP_RET_ALLOW), KILL,
     /* Not F_SETOWN, which has the kernel send signals, nor F_DUPFD. */
@@ -140,12 +145,22 @@ crungo_unpack_prepare (void)
 int
 crungo_unpack_confine (int directory, int user_xattrs)
 {
-  /* At the first limit of two comes SIGXCPU, which is told from other ends, and at the second SIGKILL. */
-  struct rlimit none = { 0, 0 }, data = { DATA_LIMIT, DATA_LIMIT }, cpu = { CPU_LIMIT, CPU_LIMIT + 1 };
+  const struct
+  {
+    int resource;
+    rlim_t soft, hard;
+  } limits[] = {
+    { RLIMIT_CORE, 0, 0 },
+    { RLIMIT_DATA, DATA_LIMIT, DATA_LIMIT },
+    { RLIMIT_AS, ADDRESS_LIMIT, ADDRESS_LIMIT },
+    { RLIMIT_NOFILE, FILES_LIMIT, FILES_LIMIT },
+    { RLIMIT_CPU, CPU_LIMIT, CPU_LIMIT + 1 }, /* SIGXCPU, which is told from other ends, then SIGKILL */
+  };
 
   umask (0);
-  if (setrlimit (RLIMIT_CORE, &none) < 0 || setrlimit (RLIMIT_DATA, &data) < 0 || setrlimit (RLIMIT_CPU, &cpu) < 0)
-    return -1;
+  for (size_t i = 0; i < sizeof (limits) / sizeof (limits[0]); i++)
+    if (setrlimit (limits[i].resource, &(struct rlimit){ limits[i].soft, limits[i].hard }) < 0)
+      return -1;
   if (enter_root (directory) < 0 || drop_capabilities (user_xattrs) < 0)
     return -1;
   close (directory); /* it is of the mount that was left, and so a way out */
