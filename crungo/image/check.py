@@ -3,6 +3,9 @@
 A blob is right when its bytes have its digest. A layer is right when unpacking its blob again gives the same tree,
 compared entry by entry. Mending takes away what is wrong and cannot be used (the next pull fetches it), and makes again
 what can be made from what is here; it never touches a layer that a lease or ``in_use`` protects.
+
+Images come and go meanwhile. Invariant: what is said to be wrong was still a part of the store when it was found, and
+nothing that has been made anew since is taken away.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from crungo.errors import CrungoError, LayerError, StoreError
 from crungo.image.blobs import hash_file
 from crungo.image.collect import documents
 from crungo.image.leases import leased
-from crungo.image.locks import exclusive
+from crungo.image.locks import exclusive, is_current
 from crungo.image.ociform import oci_form
 from crungo.image.trees import differences, dispose
 from crungo.records import Record
@@ -87,21 +90,21 @@ class _Check(Record):
 
     def _names(self) -> list[Problem]:
         found = []
-        for path, message in self.store.refs.damaged():
-            if self.repair:
-                with exclusive(self.store.layout.lock), suppress(FileNotFoundError):
+        with exclusive(self.store.layout.lock):
+            for path, message in self.store.refs.damaged():
+                if self.repair:
                     os.unlink(path)
-                    self.store.refs.write_index()
-            found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
-        return found or self._index()
+                found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
+            if found and self.repair:
+                self.store.refs.write_index()
+            return found or self._index()
 
     def _index(self) -> list[Problem]:
         """The index that other readers of the layout go by; of damaged records, it shows what they were."""
-        with exclusive(self.store.layout.lock):
-            if self.store.refs.index_is_right():
-                return []
-            if self.repair:
-                self.store.refs.write_index()
+        if self.store.refs.index_is_right():
+            return []
+        if self.repair:
+            self.store.refs.write_index()
         message = "does not list the names that there are"
         return [Problem(kind="name", what=self.store.layout.index, message=message, mended=self.repair)]
 
@@ -110,47 +113,54 @@ class _Check(Record):
         bad: set[str] = set()
         for digest in self.store.blobs.names():
             if not await anyio.to_thread.run_sync(self._blob_is_right, digest):
+                bad.add(digest)
                 message = "is not what its digest says"
                 if self.repair:
-                    self.store.blobs.discard(digest)
                     message += "; removed, a pull of what needs it brings it back"
-                bad.add(digest)
                 found.append(Problem(kind="blob", what=digest, message=message, mended=self.repair))
         return found, bad
 
     def _blob_is_right(self, digest: str) -> bool:
+        """Whether a blob is what its digest says. What is not, and shall be mended, is taken away."""
         try:
             fd = self.store.blobs.open(digest)
         except StoreError:  # removed since it was listed
             return True
         try:
-            return hash_file(fd, digest)[0] == digest
+            if hash_file(fd, digest)[0] == digest or not is_current(fd, self.store.layout.blob(digest)):
+                return True  # a pull that found it damaged, too, has fetched it anew
+            if self.repair:
+                self.store.blobs.discard(digest)
+            return False
         finally:
             os.close(fd)
 
     def _image(self, record: RefRecord, bad: set[str], layers: Layers) -> list[Problem]:
         name = str(record.reference) if record.reference is not None else record.image_id
-        try:
-            manifest, config = documents(self.store.blobs, record)
-        except CrungoError as error:
-            # Without its documents nothing can be started from it; a pull brings it back.
-            if self.repair:
-                with exclusive(self.store.layout.lock):
+        with exclusive(self.store.layout.lock):
+            if record not in self.store.refs.all():
+                return []  # removed, or another image's, since
+            try:
+                manifest, config = documents(self.store.blobs, record)
+            except CrungoError as error:
+                # Without its documents nothing can be started from it; a pull brings it back.
+                if self.repair:
                     self.store.refs.discard(record)
                     self.store.refs.write_index()
-            return [Problem(kind="image", what=name, message=error.message, mended=self.repair)]
-        layers.update(
-            (layer.digest, (layer, diff_id)) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
-        )
-        return self._listed(record, manifest, name, bad) + [
-            Problem(
-                kind="image",
-                what=name,
-                message=f"lacks the blob of layer {layer.digest}; pull it again to have it back",
+                return [Problem(kind="image", what=name, message=error.message, mended=self.repair)]
+            layers.update(
+                (layer.digest, (layer, diff_id))
+                for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
             )
-            for layer in dict.fromkeys(manifest.layers)
-            if layer.digest not in bad and not self.store.blobs.has(layer.digest, layer.size)
-        ]
+            return self._listed(record, manifest, name, bad) + [
+                Problem(
+                    kind="image",
+                    what=name,
+                    message=f"lacks the blob of layer {layer.digest}; pull it again to have it back",
+                )
+                for layer in dict.fromkeys(manifest.layers)
+                if layer.digest not in bad and not self.store.blobs.has(layer.digest, layer.size)
+            ]
 
     def _listed(self, record: RefRecord, manifest: Manifest, name: str, bad: set[str]) -> list[Problem]:
         """The OCI manifest that is listed in place of docker's, and can be made from it."""
@@ -160,19 +170,44 @@ class _Check(Record):
         made = oci_form(manifest)
         mended = self.repair and made is not None and made[0].digest == listed.digest
         if mended and made is not None:
-            with exclusive(self.store.layout.lock):
-                blobs.write(listed.digest, made[1])
+            blobs.write(listed.digest, made[1])
         return [Problem(kind="image", what=name, message="lacks the manifest that index.json lists", mended=mended)]
 
     async def _layer(self, descriptor: Descriptor, diff_id: str) -> list[Problem]:
-        """Unpack the layer's blob once more, and compare."""
-        layers, blobs, digest = self.store.layers, self.store.blobs, descriptor.digest
-        there = layers.trusted(digest, diff_id)
-        if self.unpacker is None or not blobs.has(digest, descriptor.size):
+        """What is wrong with a layer, unless its images have been removed meanwhile."""
+        fd = self._open(descriptor)
+        if fd is None:
             message = "is missing, or was not synced before the machine restarted"
-            return [] if there else [Problem(kind="layer", what=digest, message=message)]
+            there = self.store.layers.trusted(descriptor.digest, diff_id)
+            found = [] if there else [Problem(kind="layer", what=descriptor.digest, message=message)]
+        else:
+            try:
+                found = await self._difference(fd, descriptor, diff_id)
+            finally:
+                os.close(fd)
+        if found and not await anyio.to_thread.run_sync(self._is_used, descriptor.digest):
+            return []
+        return found
+
+    def _open(self, descriptor: Descriptor) -> int | None:
+        """The blob of a layer, where it is here and there is somebody to unpack it."""
+        if self.unpacker is None or not self.store.blobs.has(descriptor.digest, descriptor.size):
+            return None
+        try:
+            return self.store.blobs.open(descriptor.digest)
+        except StoreError:  # removed in this moment
+            return None
+
+    def _is_used(self, digest: str) -> bool:
+        with exclusive(self.store.layout.lock):
+            return digest in self.store.collector.used()
+
+    async def _difference(self, fd: int, descriptor: Descriptor, diff_id: str) -> list[Problem]:
+        """Unpack the layer's blob once more, and compare."""
+        assert self.unpacker is not None
+        layers, digest = self.store.layers, descriptor.digest
+        there = layers.trusted(digest, diff_id)
         async with layers.staging(digest) as staging:
-            fd = blobs.open(digest)
             try:
                 async with self.unpacker.unpack(
                     fd, staging.directory, media_type=descriptor.media_type, limit=self.limit
@@ -182,13 +217,12 @@ class _Check(Record):
                 found = await anyio.to_thread.run_sync(hash_file, fd, digest)
             except LayerError as error:
                 return [Problem(kind="layer", what=digest, message=error.message)]
-            finally:
-                os.close(fd)
             if (found, unpacked.diff_id) != ((digest, descriptor.size), diff_id):
                 return [Problem(kind="layer", what=digest, message=f"its blob unpacks to {unpacked.diff_id}")]
             wrong = ["is missing"]
             if os.path.isdir(layers.path(digest)):  # noqa: ASYNC240 - one stat
-                wrong = await anyio.to_thread.run_sync(differences, layers.path(digest), staging.directory)
+                with suppress(FileNotFoundError):  # it is being removed
+                    wrong = await anyio.to_thread.run_sync(differences, layers.path(digest), staging.directory)
             if not wrong and there:
                 return []
             message = "; ".join(wrong) or "may have been damaged when the machine restarted, but was not"
@@ -198,6 +232,8 @@ class _Check(Record):
             def replace(unpacked: Unpacked) -> bool:
                 trash = None
                 with exclusive(self.store.layout.lock):
+                    if digest not in self.store.collector.used():
+                        return False  # nor shall anything be left of it
                     if digest in leased(self.store.layout) or self.in_use(digest):
                         return False
                     trash = layers.discard(digest)

@@ -5,15 +5,23 @@ from __future__ import annotations
 # ruff: noqa: ASYNC240 - the store itself is blocking, and so are its tests
 import json
 import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from crungo.image.blobs import Blobs
 from crungo.image.check import check
+from crungo.image.collect import documents
+from crungo.image.imageconfig import ImageConfig
+from crungo.image.locks import open_locked
+from crungo.image.manifest import Manifest
+from crungo.image.refs import RefRecord, Refs
 from crungo.image.store import Store
 from crungo.image.trees import remove_tree
 from crungo.image.usage import prune
-from tests.support.pyunpacker import PyUnpacker
+from tests.support.pyunpacker import PyUnpacker, PyUnpacking
 from tests.support.smallpulls import leftovers, make_store, spoil
 from tests.unit.test_store import everything, make, put
 
@@ -108,3 +116,71 @@ class TestCheck:
         assert all(problem.mended for problem in await check(store, unpacker, repair=True))
         assert await check(store, unpacker) == []
         assert store.untrusted(image) == ()
+
+
+class Meanwhile(PyUnpacker):
+    """Something else happens while the first layer is unpacked."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self._happens = [happens]
+
+    @asynccontextmanager
+    async def unpack(
+        self, blob_fd: int, directory: str, *, media_type: str, limit: int, size: int | None = None
+    ) -> AsyncIterator[PyUnpacking]:
+        while self._happens:
+            self._happens.pop()()
+        async with super().unpack(blob_fd, directory, media_type=media_type, limit=limit, size=size) as unpacking:
+            yield unpacking
+
+
+@pytest.mark.anyio
+class TestMeanwhile:
+    """Others pull and remove images while a store is checked."""
+
+    @pytest.mark.parametrize("repair", [False, True])
+    async def test_what_is_removed_is_not_missing(self, repair: bool, store: Store) -> None:
+        await put(store, make("1", "2", "3"), "one")
+        assert await check(store, Meanwhile(lambda: store.remove("one")), repair=repair) == []
+        assert everything(store) == leftovers(store) == []
+
+    async def test_what_is_removed_stays_away(self, store: Store) -> None:
+        image = await put(store, make("1"), "one")
+        spoil(image)
+        assert await check(store, Meanwhile(lambda: store.remove("one")), repair=True) == []
+        assert everything(store) == leftovers(store) == []
+
+    @pytest.mark.parametrize("repair", [False, True])
+    async def test_names_that_go(self, repair: bool, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        await put(store, make("1"), "one")
+        await put(store, make("2"), "two")
+        look = Refs.all
+
+        def look_early(self: Refs) -> list[RefRecord]:
+            found = look(self)
+            monkeypatch.setattr(Refs, "all", look)
+            store.remove("one")
+            return found
+
+        monkeypatch.setattr(Refs, "index_is_right", lambda _: True)  # it looks while nothing can be removed
+        monkeypatch.setattr(Refs, "all", look_early)
+        assert await check(store, PyUnpacker(), repair=repair) == []
+        assert [str(name) for image in store.images() for name in image.references] == ["docker.io/library/two:latest"]
+
+    async def test_no_pull_comes_between_look_and_repair(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whose documents are missing loses its name, unless a pull has just brought them back."""
+        image = await put(store, make("1"), "one")
+        Path(store.layout.blob(image.id)).unlink()
+        locked = []
+
+        def look(blobs: Blobs, record: RefRecord) -> tuple[Manifest, ImageConfig]:
+            fd = open_locked(store.layout.lock)
+            locked.append(fd is None)
+            if fd is not None:
+                os.close(fd)
+            return documents(blobs, record)
+
+        monkeypatch.setattr("crungo.image.check.documents", look)
+        assert [problem.mended for problem in await check(store, repair=True)] == [True]
+        assert locked == [True]
