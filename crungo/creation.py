@@ -34,9 +34,9 @@ __all__ = ["Creation", "Traits", "begin"]
 
 
 class Traits(Record):
-    """What a container needs to know of itself: its name, its labels with those of its image, the id of that, how it is
-    stopped (a signal, and seconds until it is killed), whether the host can limit memory plus swap, and the OCI process
-    object that it was made with."""
+    """What a container needs to know of itself: its name, its labels with those of its image, the digest of that, how
+    it is stopped (a signal, and seconds until it is killed), whether the host can limit memory plus swap, and the OCI
+    process object that it was made with."""
 
     name: str
     labels: Mapping[str, str]
@@ -79,7 +79,7 @@ class Creation:
         self.traits = Traits(
             name=config.name or random_name(),
             labels={**(image.config.labels if image is not None else {}), **config.labels},
-            image=None if image is None else image.id,
+            image=None if image is None else image.digest,
             stop_signal=config.stop_signal or _stop_signal(image),
             stop_timeout=config.stop_timeout,
             swap_limit=host.swap_limit,

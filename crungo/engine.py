@@ -99,7 +99,7 @@ class Engine:
         self._guard: LoopGuard | None = None
         self._containers: WeakSet[Container] = WeakSet()
         self._known: dict[tuple[str, str | None], tuple[int, Image]] = {}  # and when the names of images last changed
-        self._leases: dict[str, Lease] = {}  # by image id: what we use, no other process removes
+        self._leases: dict[str, Lease] = {}  # by the digest of the image: what we use, no other process removes
 
     async def __aenter__(self) -> Engine:
         require_root()
@@ -266,10 +266,10 @@ class Engine:
         if config.pull in ("missing", "never") and self._known.get(key, (0, None))[0] == names != 0:
             return self._known[key][1]
         image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
-        if image.id not in self._leases:
+        if image.digest not in self._leases:
             with naming_the_limit(f"hold {config.image}"):
                 lease = await to_thread.run_sync(self.store.hold, image)
-            if self._leases.setdefault(image.id, lease) is not lease:
+            if self._leases.setdefault(image.digest, lease) is not lease:
                 lease.close()  # another task was faster
         # A second change within a tick of the file system's clock would look like the first.
         if names == self._names_changed() and time.time_ns() - names > CLOCK_TICK:
@@ -342,11 +342,9 @@ class Engine:
 
         with naming_the_limit(f"remove {image}"):
             image = await to_thread.run_sync(stored_name, image, self.store)
-            identifier = (await to_thread.run_sync(self.store.image, image)).id
-        users = [
-            container.id for container in self._containers if container.traits.image == identifier and container.alive
-        ]
-        if not users and (lease := self._leases.pop(identifier, None)) is not None:
+            digest = (await to_thread.run_sync(self.store.image, image)).digest
+        users = [container.id for container in self._containers if container.traits.image == digest and container.alive]
+        if not users and (lease := self._leases.pop(digest, None)) is not None:
             lease.close()
             self._known.clear()  # what is used again is held again
         with naming_the_limit(f"remove {image}"):

@@ -104,7 +104,7 @@ def remove(store: Store, what: str, *, force: bool, own: Sequence[str]) -> Remov
     def users(image: Image) -> Sequence[str]:
         if own:
             return [identifier[:12] for identifier in own]
-        return ["another process"] if image.id in leased(store.layout) else []  # called under the store's lock
+        return ["another process"] if image.digest in leased(store.layout) else []  # called under the store's lock
 
     return store.remove(what, force=force, in_use=users)
 

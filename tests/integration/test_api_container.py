@@ -27,6 +27,7 @@ from crungo.errors import (
 from tests.integration.conftest import PushImage
 from tests.support.api import engine, line, remains
 from tests.support.command import Crungo
+from tests.support.image import Layer
 
 pytestmark = pytest.mark.anyio
 
@@ -287,6 +288,24 @@ async def test_images(crungo: Crungo, push_image: PushImage) -> None:
         removal = await api.remove(reference)
         assert removal.deleted == (image.id,)
         assert image.id not in {known.id for known in await api.images()}
+
+
+async def test_images_of_one_configuration(crungo: Crungo, push_image: PushImage) -> None:
+    """The same layers, compressed in two ways: one id, but each image has directories of its own in the store."""
+    layer, config = Layer().file("hello", "here"), {"Labels": {"unique": "twice"}}
+    ways = ("gzip", "zstd")
+    names = [push_image(f"library/api-{way}", layer, config=config, compression=way) for way in ways]
+    async with engine(crungo) as api:
+        assert len({(await api.pull(name)).id for name in names}) == 1
+        async with api.container(names[0], ["sleep", "1000"]), api.container(names[1], ["sleep", "1000"]) as second:
+            for name in names:
+                assert "is used by process" in crungo("rmi", name, check=125).stderr
+            assert (await second.run(["cat", "/hello"])).stdout == b"here"
+        async with api.container(names[0], ["sleep", "1000"]):
+            with pytest.raises(ImageInUse):
+                await api.remove(names[0])
+            assert (await api.remove(names[1])).untagged == (names[1],)
+        await api.remove(names[0])
 
 
 async def test_many_at_once_from_two_engines(crungo: Crungo, busybox_reference: str) -> None:
