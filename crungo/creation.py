@@ -10,7 +10,7 @@ import os
 import select
 import signal
 
-from crungo.errors import UsageError
+from crungo.errors import ImageNotKnown, UsageError
 from crungo.records import Record
 from crungo.runtime.check import check_config
 from crungo.runtime.host import HostFacts
@@ -176,7 +176,10 @@ def begin(config: ContainerConfig, roots: Roots, spawner: SpawnerProcess) -> Cre
     image = local(config.image, store, None if config.platform is None else Platform.parse(config.platform))
     if image is None:
         return None
-    lease = store.hold(image)
+    try:
+        lease = store.hold(image)
+    except ImageNotKnown:
+        return None  # removed in this moment: the engine sees what is to be done
     try:
         template = Template.make(config, image.config, root=roots.root, host=host)
         creation = Creation(spawner, config, image, template, host)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -21,7 +21,7 @@ import anyio
 from anyio import to_thread
 
 from crungo.containers import Container
-from crungo.errors import HostError, LibcrunError, NameInUse, UsageError
+from crungo.errors import HostError, ImageNotKnown, LibcrunError, NameInUse, UsageError
 from crungo.loopguard import LoopGuard
 from crungo.openfiles import naming_the_limit
 from crungo.paths import Roots
@@ -265,16 +265,24 @@ class Engine:
         names = self._names_changed()
         if config.pull in ("missing", "never") and self._known.get(key, (0, None))[0] == names != 0:
             return self._known[key][1]
-        image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
-        if image.digest not in self._leases:
-            with naming_the_limit(f"hold {config.image}"):
-                lease = await to_thread.run_sync(self.store.hold, image)
-            if self._leases.setdefault(image.digest, lease) is not lease:
-                lease.close()  # another task was faster
+        while True:
+            image = await self.pull(config.image, policy=config.pull, platform=config.platform, progress=self._progress)
+            with suppress(ImageNotKnown):  # another process has removed it since
+                await self._hold(config.image, image)
+                break
         # A second change within a tick of the file system's clock would look like the first.
         if names == self._names_changed() and time.time_ns() - names > CLOCK_TICK:
             self._known[key] = (names, image)
         return image
+
+    async def _hold(self, name: str, image: Image) -> None:
+        """Let no other process remove an image as long as this engine is entered."""
+        if image.digest in self._leases:
+            return
+        with naming_the_limit(f"hold {name}"):
+            lease = await to_thread.run_sync(self.store.hold, image)
+        if self._leases.setdefault(image.digest, lease) is not lease:
+            lease.close()  # another task was faster
 
     def _names_changed(self) -> int:
         """When a name of an image last changed, in nanoseconds of the file system's clock; 0 where there are none."""

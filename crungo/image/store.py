@@ -129,11 +129,22 @@ class Store:
             remove_stale_leases(self.layout)
             return Lease(self.layout, digests, holder)
 
-    def hold(self, image: Image) -> Lease:
-        """Keep an image's content from being removed, also when its names go, until the lease is closed."""
+    def keep(self, image: Image, *, holder: str = "") -> Lease:
+        """Keep what is here of an image from being removed, also when its names go, until the lease is closed."""
         parts = (layer.digest for layer in image.manifest.layers)
-        digests = (image.id, image.digest, image.target, *parts)
-        return self.lease(digests, holder=f"process {os.getpid()}")
+        return self.lease((image.id, image.digest, image.target, *parts), holder=holder)
+
+    def hold(self, image: Image) -> Lease:
+        """Keep an image for as long as it is used.
+
+        Raises:
+            ImageNotKnown: it has been removed since it was looked up.
+        """
+        lease = self.keep(image, holder=f"process {os.getpid()}")
+        if all(os.path.isdir(layer) for layer in image.layers):
+            return lease
+        lease.close()
+        raise ImageNotKnown(f"No such image: {image.id}")
 
     def users(self, image: Image) -> Sequence[str]:
         """Who holds an image, in words: the ``in_use`` of ``remove``. The store's lock must be held."""

@@ -139,7 +139,7 @@ class _Pull(Record):
         if complete and not self.store.untrusted(image):
             return image
         client = None if self.policy == "never" else self.client
-        with await anyio.to_thread.run_sync(self.store.hold, image):
+        with await anyio.to_thread.run_sync(self.store.keep, image):
             await self._layers(image.manifest, _DiffIds(image.manifest, image.config), client)
         return self.store.image(self.reference)
 

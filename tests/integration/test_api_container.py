@@ -14,6 +14,8 @@ import anyio
 import pytest
 
 from crungo import creation, stdio
+from crungo.config import ContainerConfig
+from crungo.creation import begin
 from crungo.errors import (
     CommandFailed,
     CommandNotExecutable,
@@ -24,6 +26,8 @@ from crungo.errors import (
     NotRunning,
     UsageError,
 )
+from crungo.image.leases import Lease
+from crungo.image.store import Image, Store
 from tests.integration.conftest import PushImage
 from tests.support.api import engine, line, remains
 from tests.support.command import Crungo
@@ -306,6 +310,29 @@ async def test_images_of_one_configuration(crungo: Crungo, push_image: PushImage
                 await api.remove(names[0])
             assert (await api.remove(names[1])).untagged == (names[1],)
         await api.remove(names[0])
+
+
+async def test_an_image_that_is_removed_before_it_is_held(
+    fresh_crungo: Crungo, busybox_reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, after it was looked up: it is pulled again, and nobody mounts what is gone."""
+    keep, removals = Store.keep, 0
+
+    def keep_late(self: Store, image: Image, **options: Any) -> Lease:
+        nonlocal removals
+        if removals:
+            removals -= 1
+            self.remove(image.digest)
+        return keep(self, image, **options)
+
+    monkeypatch.setattr(Store, "keep", keep_late)
+    async with engine(fresh_crungo) as api:
+        await api.pull(busybox_reference)
+        removals = 1
+        assert begin(ContainerConfig(image=busybox_reference), api.roots, api.spawner) is None
+        removals = 2
+        assert (await api.run(busybox_reference, ["echo", "hi"])).stdout == b"hi\n"
+        assert removals == 0
 
 
 async def test_many_at_once_from_two_engines(crungo: Crungo, busybox_reference: str) -> None:

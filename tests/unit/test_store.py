@@ -203,6 +203,15 @@ class TestRemoval:
         prune(store)
         assert everything(store) == []
 
+    async def test_what_is_gone_is_not_held(self, store: Store) -> None:
+        image = await put(store, make("1", "2"), "one")
+        store.remove("one")
+        with pytest.raises(ImageNotKnown, match=f"No such image: {image.id}"):
+            store.hold(image)
+        with store.keep(image):  # a pull makes it anew
+            assert len(os.listdir(store.layout.leases)) == 1
+        assert leftovers(store) == []
+
     async def test_lease_of_a_dead_process(self, store: Store) -> None:
         image = await put(store, make("1"), "one")
         script = (
