@@ -171,7 +171,7 @@ class Store:
                 self.blobs.write(digest, body)
             self._put(record)
             self.refs.write_index()
-        return self.image(record.reference if record.reference is not None else record.image_id)
+            return self.image(record.reference if record.reference is not None else record.image_id)
 
     def tag(self, source: str | Reference, target: Reference) -> None:
         """Give an image a further name; an image that had this name loses it.

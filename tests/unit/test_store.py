@@ -18,7 +18,9 @@ from crungo.errors import ImageInUse, ImageNotKnown, StoreError, UsageError
 from crungo.image.check import check
 from crungo.image.layout import write_all
 from crungo.image.leases import Lease
+from crungo.image.locks import open_locked
 from crungo.image.manifest import Descriptor
+from crungo.image.mediatype import OCI_MANIFEST
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 from crungo.image.refs import RefRecord
@@ -113,6 +115,27 @@ class TestNames:
             store.tag("one", Reference.parse(f"x@{one.digest}"))
         with pytest.raises(ImageNotKnown):
             store.tag("three", Reference.parse("x"))
+
+    async def test_a_commit_returns_what_it_has_committed(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody takes the name away before it was looked up."""
+        look, locked = Store.image, []
+
+        def look_locked(self: Store, what: str | Reference) -> Image:
+            fd = open_locked(self.layout.lock)
+            locked.append(fd is None)
+            if fd is not None:
+                os.close(fd)
+            return look(self, what)
+
+        image = await put(store, make("1"), "one")
+        manifest = Descriptor(media_type=OCI_MANIFEST, digest=image.digest, size=1000)
+        record = RefRecord(
+            reference=Reference.parse("two"), target=manifest, manifest=manifest, image_id=image.id, platform=PLATFORM
+        )
+        bodies = {digest: store.blobs.read(digest, limit=1000) for digest in (image.digest, image.id)}
+        monkeypatch.setattr(Store, "image", look_locked)
+        assert store.commit(record, bodies).id == image.id
+        assert locked == [True]
 
     async def test_long_name(self, store: Store) -> None:
         name = "r.example:5000/" + "a" * 120 + "/" + "b" * 120 + ":" + "t" * 128
