@@ -37,7 +37,7 @@ def prune_store(store: Store, chosen: Selection, *, everything: bool, leftovers:
         store,
         images="all" if everything else "dangling",
         leftovers=leftovers,
-        in_use=store.in_use(),
+        in_use=store.users,
         wanted=chosen.has,
     )
 

@@ -147,11 +147,11 @@ class Store:
         raise ImageNotKnown(f"No such image: {image.id}")
 
     def users(self, image: Image) -> Sequence[str]:
-        """Who holds an image, in words: the ``in_use`` of ``remove``. The store's lock must be held."""
+        """Who holds an image, in words: the ``in_use`` of ``remove`` and ``prune``. The store's lock must be held."""
         return holders(self.layout).get(image.digest, ())
 
     def in_use(self) -> Callable[[Image], Sequence[str]]:
-        """Who holds which image at this moment: the ``in_use`` of ``usage`` and ``prune``."""
+        """Who holds which image at this moment: the ``in_use`` of ``usage``."""
         if not os.path.exists(self.layout.lock):
             return lambda _: ()
         with exclusive(self.layout.lock):

@@ -6,6 +6,7 @@ Sizes are in bytes. Those of layers are the sizes of their tar archives, which a
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from crungo.errors import ImageInUse, ImageNotKnown
@@ -14,6 +15,7 @@ from crungo.records import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from crungo.image.reference import Reference
     from crungo.image.store import Image, Store
 
 __all__ = ["ImageUsage", "Pruned", "Usage", "prune", "usage"]
@@ -102,19 +104,20 @@ def prune(
 ) -> Pruned:
     """Remove images that nothing uses (``dangling``: only those without a name), and what interrupted work left.
 
-    ``wanted`` says which images may go at all. For a worker thread.
+    ``in_use`` says who uses an image, and is asked with the store's lock held, when the image would be removed; what
+    got or lost a name since prune began is left, too. ``wanted`` says which images may go at all. For a worker thread.
     """
     store.layout.create()
     untagged: list[str] = []
     deleted: list[str] = []
     freed = 0
     for image in store.images() if images != "none" else []:
-        if (image.references and images == "dangling") or not wanted(image) or in_use(image):
+        if (image.references and images == "dangling") or not wanted(image):
             continue
         try:
-            removal = store.remove(image.digest, force=True, in_use=in_use)
+            removal = store.remove(image.digest, force=True, in_use=partial(_refuse, store, image.references, in_use))
         except (ImageInUse, ImageNotKnown):
-            continue  # taken into use, or removed by another, meanwhile
+            continue
         untagged += removal.untagged
         deleted += removal.deleted
         freed += removal.freed
@@ -124,3 +127,13 @@ def prune(
         paths = found.paths
         freed += found.size + store.collector.sweep()
     return Pruned(untagged=tuple(untagged), deleted=tuple(deleted), leftovers=tuple(paths), freed=freed)
+
+
+def _refuse(
+    store: Store, names: Sequence[Reference], in_use: Callable[[Image], Sequence[str]], image: Image
+) -> Sequence[str]:
+    """Raise ImageInUse for an image that is used, or does not have these names any more; else it has no users."""
+    known = [record.reference for record in store.refs.all() if record.manifest.digest == image.digest]
+    if in_use(image) or set(known) - {None} != set(names):
+        raise ImageInUse(f"cannot remove image {image.id[7:19]}: it is used, or has other names now")
+    return ()

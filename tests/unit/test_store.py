@@ -8,12 +8,15 @@ import json
 import os
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from crungo.cli.image_filters import Selection
+from crungo.cli.pruning import prune_store
 from crungo.errors import ImageInUse, ImageNotKnown, StoreError, UsageError
 from crungo.image.check import check
 from crungo.image.layout import write_all
@@ -25,7 +28,7 @@ from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 from crungo.image.refs import RefRecord
 from crungo.image.store import Image, Store
-from crungo.image.usage import prune, usage
+from crungo.image.usage import Pruned, prune, usage
 from tests.support.events import wait_until
 from tests.support.image import Image as Source
 from tests.support.image import Layer, make_image
@@ -33,6 +36,7 @@ from tests.support.pyunpacker import PyUnpacker
 from tests.support.smallpulls import leftovers, make_store
 
 PLATFORM = Platform.parse("linux/amd64")
+NOTHING = Pruned(untagged=(), deleted=(), leftovers=(), freed=0)
 
 
 async def put(store: Store, source: Source, *names: str) -> Image:
@@ -212,8 +216,8 @@ class TestRemoval:
             assert store.in_use()(image) == [f"process {os.getpid()}"] * 2
             with pytest.raises(ImageInUse, match=f"used by process {os.getpid()}"):
                 store.remove("one", in_use=store.users)
-            assert prune(store, images="all", in_use=store.in_use()).deleted == ()
-        assert prune(store, images="all", in_use=store.in_use(), wanted=lambda _: False).deleted == ()
+            assert prune(store, images="all", in_use=store.users).deleted == ()
+        assert prune(store, images="all", in_use=store.users, wanted=lambda _: False).deleted == ()
         assert store.remove("one", in_use=store.users).deleted == (image.id,)
 
     async def test_leased_content_stays(self, store: Store) -> None:
@@ -256,6 +260,29 @@ class TestRemoval:
         assert prune(store, images="all", in_use=lambda _: ["box"]).deleted == ()
         assert prune(store, images="all").untagged == ("one:latest",)
         assert everything(store) == []
+
+    async def test_prune_leaves_what_is_taken_into_use_meanwhile(self, store: Store) -> None:
+        image = await put(store, make("1"), "one")
+        with ExitStack() as leases:
+
+            def use(found: Image) -> bool:
+                leases.enter_context(store.hold(found))
+                return True
+
+            assert prune_store(store, Selection([use], ()), everything=True, leftovers=False) == NOTHING
+            assert store.image("one") == image
+        assert prune(store, images="all", in_use=store.users).deleted == (image.id,)
+
+    async def test_prune_leaves_what_gets_a_name_meanwhile(self, store: Store) -> None:
+        image = await put(store, make("1"), "one")
+        store.untag(Reference.parse("one"))
+
+        def tag(found: Image) -> bool:
+            store.tag(found.id, Reference.parse("two"))
+            return True
+
+        assert prune(store, in_use=store.users, wanted=tag) == NOTHING
+        assert store.image("two").id == image.id
 
     async def test_leftovers(self, store: Store) -> None:
         await put(store, make("1"), "one")
