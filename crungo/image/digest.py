@@ -13,9 +13,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-__all__ = ["EMPTY_SHA256", "algorithm_of", "digest_of", "digest_problem", "hasher", "hex_of", "is_digest"]
+__all__ = ["ALGORITHMS", "EMPTY_SHA256", "algorithm_of", "digest_of", "digest_problem", "hasher", "hex_of", "is_digest"]
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
+ALGORITHMS = tuple(_HEX_LENGTH)
 _HEX = re.compile(r"[0-9a-f]+")
 
 EMPTY_SHA256 = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

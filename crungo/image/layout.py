@@ -40,15 +40,16 @@ class Layout:
         self.lock = f"{root}/lock"
 
     def create(self) -> None:
-        """Make what is missing; cheap when all is there."""
-        if os.path.exists(f"{self.root}/oci-layout"):  # made last
-            return
-        os.makedirs(self.root, mode=0o711, exist_ok=True)
+        """Make what is missing, of a store that was damaged, too; cheap when all is there."""
+        if not os.path.isdir(self.root):
+            os.makedirs(self.root, mode=0o711, exist_ok=True)
         for name in _DIRECTORIES:
-            os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
-        if not os.path.exists(self.index):
-            write_whole(self.index, _EMPTY_INDEX, temporary=self.fresh("tmp"))
-        write_whole(f"{self.root}/oci-layout", _OCI_LAYOUT, temporary=self.fresh("tmp"))
+            path = f"{self.root}/{name}"
+            if not os.path.isdir(path):
+                os.makedirs(path, mode=0o700, exist_ok=True)
+        for path, body in ((self.index, _EMPTY_INDEX), (f"{self.root}/oci-layout", _OCI_LAYOUT)):
+            if not os.path.exists(path):
+                write_whole(path, body, temporary=self.fresh("tmp"))
 
     def blob(self, digest: str) -> str:
         """Where the blob of this digest is, once it is complete and verified."""

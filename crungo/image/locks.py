@@ -74,8 +74,10 @@ async def lock(path: str, *, directory: bool = False) -> int:
                 os.makedirs(path, mode=0o700)
         try:
             fd = os.open(path, _DIRECTORY if directory else _FILE, 0o600)
-        except FileNotFoundError:  # removed since makedirs
-            continue
+        except FileNotFoundError:
+            if directory:  # removed since makedirs
+                continue
+            raise
         try:
             if not try_lock(fd):
                 await _wait(fd)

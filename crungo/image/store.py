@@ -152,7 +152,7 @@ class Store:
 
     def in_use(self) -> Callable[[Image], Sequence[str]]:
         """Who holds which image at this moment: the ``in_use`` of ``usage``."""
-        if not os.path.exists(self.layout.lock):
+        if not os.path.isdir(self.layout.leases):
             return lambda _: ()
         with exclusive(self.layout.lock):
             held = holders(self.layout)

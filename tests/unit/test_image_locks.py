@@ -35,6 +35,13 @@ async def test_lock_waits_and_looks_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_file_in_a_directory_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await lock(str(tmp_path / "gone" / "object"))
+    os.close(await lock(str(tmp_path / "gone" / "directory"), directory=True))
+
+
+@pytest.mark.anyio
 async def test_cancelled_waiting_gives_the_lock_back(tmp_path: Path) -> None:
     path = str(tmp_path / "directory")
     first = await lock(path, directory=True)

@@ -28,6 +28,7 @@ from crungo.image.platform import Platform
 from crungo.image.reference import Reference
 from crungo.image.refs import RefRecord
 from crungo.image.store import Image, Store
+from crungo.image.trees import remove_tree
 from crungo.image.usage import Pruned, prune, usage
 from tests.support.events import wait_until
 from tests.support.image import Image as Source
@@ -158,6 +159,20 @@ class TestNames:
         assert (problem.kind, problem.mended) == ("name", True)
         assert await check(store) == []
 
+    @pytest.mark.parametrize(
+        "name", ["blobs", "refs", "layers", "ingest", "leases", "lock", "index.json", "oci-layout"]
+    )
+    async def test_what_was_lost_is_made_again(self, name: str, store: Store) -> None:
+        """What a check of the file system or a hasty hand takes away: the store can be used, and be mended."""
+        image = await put(store, make("1"), "one")
+        remove_tree(f"{store.layout.root}/{name}")
+        assert usage(store, store.in_use()).leftovers == 0
+        await check(store, PyUnpacker(), repair=True)
+        assert await check(store, PyUnpacker()) == []
+        assert await put(store, make("1"), "one") == image
+        with store.hold(image):
+            assert prune(store, images="all", in_use=store.users).deleted == ()
+
     async def test_empty_store(self, store: Store) -> None:
         assert store.images() == []
         assert usage(store).images == ()
@@ -286,6 +301,7 @@ class TestRemoval:
 
     async def test_leftovers(self, store: Store) -> None:
         await put(store, make("1"), "one")
+        Path(f"{store.layout.root}/blobs/.directory").write_bytes(b"nobody's, and no harm")
         ingest = Path(store.layout.ingest)
         (ingest / ("sha256-" + "1" * 64 + ".part")).write_bytes(bytes(10_000))
         (ingest / ("sha256-" + "1" * 64 + ".part.extents")).write_bytes(b"")
