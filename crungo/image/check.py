@@ -20,6 +20,7 @@ import anyio.to_thread
 from crungo.errors import CrungoError, LayerError, StoreError
 from crungo.image.blobs import hash_file
 from crungo.image.collect import documents
+from crungo.image.layout import OCI_LAYOUT, write_whole
 from crungo.image.leases import leased
 from crungo.image.locks import exclusive, is_current
 from crungo.image.ociform import oci_form
@@ -41,7 +42,8 @@ Layers = dict[str, tuple["Descriptor", str]]
 
 
 class Problem(Record):
-    """Something wrong with a ``name`` (a record), ``image``, ``blob`` or ``layer``, and whether it was mended."""
+    """Something wrong with a ``name`` (a record, or what shows them to others), ``image``, ``blob`` or ``layer``, and
+    whether it was mended."""
 
     kind: Literal["name", "image", "blob", "layer"]
     what: str
@@ -90,23 +92,24 @@ class _Check(Record):
 
     def _names(self) -> list[Problem]:
         found = []
-        with exclusive(self.store.layout.lock):
-            for path, message in self.store.refs.damaged():
+        layout, refs = self.store.layout, self.store.refs
+        with exclusive(layout.lock):
+            for path, message in refs.damaged():
                 if self.repair:
                     os.unlink(path)
                 found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
             if found and self.repair:
-                self.store.refs.write_index()
-            return found or self._index()
-
-    def _index(self) -> list[Problem]:
-        """The index that other readers of the layout go by; of damaged records, it shows what they were."""
-        if self.store.refs.index_is_right():
-            return []
-        if self.repair:
-            self.store.refs.write_index()
-        message = "does not list the names that there are"
-        return [Problem(kind="name", what=self.store.layout.index, message=message, mended=self.repair)]
+                refs.write_index()
+            shown = [(layout.marker, OCI_LAYOUT)]
+            if not found:  # else it may show a name whose record is damaged
+                shown.append((layout.index, refs.index()))
+            for path, body in shown:
+                if not _holds(path, body):
+                    if self.repair:
+                        write_whole(path, body, temporary=layout.fresh("tmp"))
+                    message = "does not hold what other tools are to find in it"
+                    found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
+        return found
 
     async def _blobs(self) -> tuple[list[Problem], set[str]]:
         found: list[Problem] = []
@@ -246,3 +249,12 @@ class _Check(Record):
             if not mended:
                 message += "; it is in use and was left"
             return [Problem(kind="layer", what=digest, message=message, mended=mended)]
+
+
+def _holds(path: str, body: bytes) -> bool:
+    """Whether a small file is this, to the byte."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(body) + 1) == body
+    except FileNotFoundError:
+        return False

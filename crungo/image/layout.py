@@ -18,17 +18,17 @@ from functools import lru_cache
 from crungo.errors import StoreError
 from crungo.image.digest import algorithm_of, hex_of, is_digest
 
-__all__ = ["Layout", "boot_id", "write_all", "write_whole"]
+__all__ = ["OCI_LAYOUT", "Layout", "boot_id", "write_all", "write_whole"]
 
 _DIRECTORIES = ("blobs/sha256", "refs", "layers", "ingest", "leases")
-_OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
+OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
 _EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}\n'
 
 
 class Layout:
     """Absolute paths below one root."""
 
-    __slots__ = ("index", "ingest", "layers", "leases", "lock", "refs", "root")
+    __slots__ = ("index", "ingest", "layers", "leases", "lock", "marker", "refs", "root")
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -37,6 +37,7 @@ class Layout:
         self.ingest = f"{root}/ingest"
         self.leases = f"{root}/leases"
         self.index = f"{root}/index.json"
+        self.marker = f"{root}/oci-layout"
         self.lock = f"{root}/lock"
 
     def create(self) -> None:
@@ -47,7 +48,7 @@ class Layout:
             path = f"{self.root}/{name}"
             if not os.path.isdir(path):
                 os.makedirs(path, mode=0o700, exist_ok=True)
-        for path, body in ((self.index, _EMPTY_INDEX), (f"{self.root}/oci-layout", _OCI_LAYOUT)):
+        for path, body in ((self.index, _EMPTY_INDEX), (self.marker, OCI_LAYOUT)):
             if not os.path.exists(path):
                 write_whole(path, body, temporary=self.fresh("tmp"))
 

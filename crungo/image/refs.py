@@ -114,17 +114,10 @@ class Refs:
 
     def write_index(self) -> None:
         """Derive ``index.json`` from the records. The store's lock must be held."""
-        write_whole(self._layout.index, self._index(), temporary=self._layout.fresh("tmp"))
+        write_whole(self._layout.index, self.index(), temporary=self._layout.fresh("tmp"))
 
-    def index_is_right(self) -> bool:
-        """Whether ``index.json`` says what the records say. The store's lock must be held."""
-        try:
-            with open(self._layout.index, "rb") as file:
-                return bool(json.loads(file.read()) == json.loads(self._index()))
-        except (FileNotFoundError, ValueError, RecursionError):
-            return False
-
-    def _index(self) -> bytes:
+    def index(self) -> bytes:
+        """What ``index.json`` should hold."""
         entries = [
             {
                 **_encoded(record.listed or record.manifest),
