@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 import time
 from contextlib import asynccontextmanager, suppress
@@ -15,8 +16,9 @@ from contextlib import asynccontextmanager, suppress
 from crungo.errors import DigestMismatch, StoreError
 from crungo.image.digest import ALGORITHMS, hasher, hex_of, is_digest
 from crungo.image.extents import Extents
-from crungo.image.layout import write_whole
+from crungo.image.layout import open_file, write_whole
 from crungo.image.locks import lock
+from crungo.image.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,9 +46,10 @@ class Blobs:
     def has(self, digest: str, size: int) -> bool:
         """Whether a blob is there, with this size; its content is not looked at."""
         try:
-            return os.lstat(self._layout.blob(digest)).st_size == size
+            status = os.lstat(self._layout.blob(digest))
         except FileNotFoundError:
             return False
+        return status.st_size == size and stat.S_ISREG(status.st_mode)
 
     def names(self) -> list[str]:
         """The digests of all blobs."""
@@ -67,10 +70,10 @@ class Blobs:
         """A descriptor for reading a blob, the caller's to close.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: it is not there, or not a file.
         """
         try:
-            return os.open(self._layout.blob(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return open_file(self._layout.blob(digest))
         except FileNotFoundError:
             raise StoreError(f"store: blob {digest} is missing", hint="pull the image again") from None
 
@@ -99,12 +102,8 @@ class Blobs:
 
     def discard(self, digest: str) -> int:
         """Remove a blob, if it is there; the bytes that this frees."""
-        path = self._layout.blob(digest)
-        try:
-            size = os.lstat(path).st_size
-            os.unlink(path)
-        except FileNotFoundError:
-            return 0
+        size = self.size(digest)
+        remove_tree(self._layout.blob(digest))
         return size
 
     @asynccontextmanager

@@ -20,11 +20,11 @@ import anyio.to_thread
 from crungo.errors import CrungoError, LayerError, StoreError
 from crungo.image.blobs import hash_file
 from crungo.image.collect import documents
-from crungo.image.layout import OCI_LAYOUT, write_whole
+from crungo.image.layout import OCI_LAYOUT, open_file, write_whole
 from crungo.image.leases import leased
 from crungo.image.locks import exclusive, is_current
 from crungo.image.ociform import oci_form
-from crungo.image.trees import differences, dispose
+from crungo.image.trees import differences, dispose, remove_tree
 from crungo.records import Record
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class _Check(Record):
         with exclusive(layout.lock):
             for path, message in refs.damaged():
                 if self.repair:
-                    os.unlink(path)
+                    remove_tree(path)
                 found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
             if found and self.repair:
                 refs.write_index()
@@ -106,6 +106,7 @@ class _Check(Record):
             for path, body in shown:
                 if not _holds(path, body):
                     if self.repair:
+                        remove_tree(path)
                         write_whole(path, body, temporary=layout.fresh("tmp"))
                     message = "does not hold what other tools are to find in it"
                     found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
@@ -125,18 +126,21 @@ class _Check(Record):
 
     def _blob_is_right(self, digest: str) -> bool:
         """Whether a blob is what its digest says. What is not, and shall be mended, is taken away."""
+        path = self.store.layout.blob(digest)
         try:
             fd = self.store.blobs.open(digest)
-        except StoreError:  # removed since it was listed
-            return True
-        try:
-            if hash_file(fd, digest)[0] == digest or not is_current(fd, self.store.layout.blob(digest)):
-                return True  # a pull that found it damaged, too, has fetched it anew
-            if self.repair:
-                self.store.blobs.discard(digest)
-            return False
-        finally:
-            os.close(fd)
+        except StoreError:
+            if not os.path.lexists(path):  # removed since it was listed
+                return True
+        else:
+            try:
+                if hash_file(fd, digest)[0] == digest or not is_current(fd, path):
+                    return True  # a pull that found it damaged, too, has fetched it anew
+            finally:
+                os.close(fd)
+        if self.repair:
+            self.store.blobs.discard(digest)
+        return False
 
     def _image(self, record: RefRecord, bad: set[str], layers: Layers) -> list[Problem]:
         name = str(record.reference) if record.reference is not None else record.image_id
@@ -254,7 +258,7 @@ class _Check(Record):
 def _holds(path: str, body: bytes) -> bool:
     """Whether a small file is this, to the byte."""
     try:
-        with open(path, "rb") as file:
+        with open(open_file(path), "rb") as file:
             return file.read(len(body) + 1) == body
-    except FileNotFoundError:
+    except (FileNotFoundError, StoreError):
         return False

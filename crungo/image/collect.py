@@ -126,7 +126,7 @@ class Collector:
                     continue  # goes with its part
                 fd = open_locked(path)
                 if fd is None:
-                    continue  # somebody is making, or removing, it
+                    continue  # somebody is making, or removing, it; or it is nothing of ours
                 found.add(path)
                 if not remove:
                     os.close(fd)
@@ -149,6 +149,5 @@ class Collector:
         fd = open_locked(path)
         if fd is not None:
             os.unlink(path)
-            with suppress(FileNotFoundError):
-                os.unlink(f"{path}.extents")
+            remove_tree(f"{path}.extents")
             os.close(fd)

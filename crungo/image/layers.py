@@ -16,8 +16,9 @@ import json
 import os
 from contextlib import asynccontextmanager
 
+from crungo.errors import StoreError
 from crungo.image.digest import is_digest
-from crungo.image.layout import boot_id, write_whole
+from crungo.image.layout import boot_id, open_file, write_whole
 from crungo.image.locks import is_current, lock
 from crungo.image.trees import dispose, remove_tree
 from crungo.records import Record, asdict, replace
@@ -73,9 +74,9 @@ class Layers:
     def record(self, blob: str) -> LayerRecord | None:
         """The layer's record; None where there is no such layer, or its record is damaged."""
         try:
-            with open(f"{self._layout.layer(blob)}/record.json", "rb") as file:
+            with open(open_file(f"{self._layout.layer(blob)}/record.json"), "rb") as file:
                 record = LayerRecord(**json.loads(file.read(1 << 16)))
-        except (OSError, ValueError, TypeError):
+        except (OSError, StoreError, ValueError, TypeError):
             return None
         types_fit = (
             isinstance(record.size, int)

@@ -12,13 +12,15 @@ Invariant: every function that makes a path takes a value that cannot hold a sla
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from functools import lru_cache
 
 from crungo.errors import StoreError
 from crungo.image.digest import algorithm_of, hex_of, is_digest
 
-__all__ = ["OCI_LAYOUT", "Layout", "boot_id", "write_all", "write_whole"]
+__all__ = ["OCI_LAYOUT", "Layout", "boot_id", "open_file", "write_all", "write_whole"]
 
 _DIRECTORIES = ("blobs/sha256", "refs", "layers", "ingest", "leases")
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
@@ -75,6 +77,26 @@ class Layout:
     def fresh(self, kind: str) -> str:
         """A name below ``ingest`` that nobody uses; ``kind`` is ``tmp`` or ``trash``."""
         return f"{self.ingest}/{kind}-{os.urandom(8).hex()}"
+
+
+def open_file(path: str) -> int:
+    """A descriptor for reading a file of the store, the caller's to close.
+
+    Raises:
+        FileNotFoundError: there is nothing of this name.
+        StoreError: it is something else: a directory, a link, what one would wait for.
+        OSError: it cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            raise StoreError(f"store: {path} is not a file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreError(f"store: {path} is not a file")
+    return fd
 
 
 def write_whole(path: str, body: bytes, *, temporary: str, mode: int = 0o644) -> None:

@@ -83,8 +83,7 @@ def holders(layout: Layout) -> dict[str, list[str]]:
 
 def _alive(layout: Layout) -> Iterator[list[str]]:
     """The lines of each lease whose process lives."""
-    for name in os.listdir(layout.leases):
-        path = f"{layout.leases}/{name}"
+    for path in _files(layout):
         fd = open_locked(path)
         if fd is not None:  # nobody holds it: its process is gone
             os.close(fd)
@@ -94,11 +93,16 @@ def _alive(layout: Layout) -> Iterator[list[str]]:
                 yield lines
 
 
+def _files(layout: Layout) -> list[str]:
+    """The paths of all that may be leases."""
+    with os.scandir(layout.leases) as found:
+        return [entry.path for entry in found if entry.is_file(follow_symlinks=False)]
+
+
 def remove_stale_leases(layout: Layout) -> int:
     """Remove what dead processes left; how many there were. The store's lock must be held."""
     removed = 0
-    for name in os.listdir(layout.leases):
-        path = f"{layout.leases}/{name}"
+    for path in _files(layout):
         fd = open_locked(path)
         if fd is not None:
             os.unlink(path)

@@ -46,11 +46,13 @@ def is_current(fd: int, path: str) -> bool:
 
 
 def open_locked(path: str) -> int | None:
-    """Open an existing file or directory with its lock taken; None when it is gone or another holds it."""
+    """Open an existing file or directory with its lock taken; None when it is gone, or neither, or another holds it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            return None
+        raise
     try:
         if try_lock(fd) and is_current(fd, path):
             return fd

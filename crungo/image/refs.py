@@ -16,7 +16,7 @@ import os
 from crungo.errors import CrungoError, StoreError
 from crungo.image import jsondoc
 from crungo.image.digest import digest_problem
-from crungo.image.layout import write_whole
+from crungo.image.layout import open_file, write_whole
 from crungo.image.manifest import MANIFEST_LIMIT, Descriptor
 from crungo.image.mediatype import OCI_INDEX
 from crungo.image.platform import Platform
@@ -135,7 +135,7 @@ class Refs:
 
     def _read(self, name: str) -> RefRecord:
         what = f"store: record {name!a:.80}"
-        fd = os.open(f"{self._layout.refs}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_file(f"{self._layout.refs}/{name}")
         try:
             body = os.read(fd, _LIMIT + 1)
         finally:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import sys
 import threading
 from contextlib import ExitStack
@@ -302,6 +303,10 @@ class TestRemoval:
     async def test_leftovers(self, store: Store) -> None:
         await put(store, make("1"), "one")
         Path(f"{store.layout.root}/blobs/.directory").write_bytes(b"nobody's, and no harm")
+        strange = [Path(folder, name) for folder in (store.layout.leases, store.layout.ingest) for name in ("a", "b")]
+        for path in strange:  # no lock can be had of them
+            os.mknod(path, stat.S_IFSOCK | 0o600) if path.name == "a" else path.symlink_to("/")
+        Path(store.layout.leases, "folder").mkdir()
         ingest = Path(store.layout.ingest)
         (ingest / ("sha256-" + "1" * 64 + ".part")).write_bytes(bytes(10_000))
         (ingest / ("sha256-" + "1" * 64 + ".part.extents")).write_bytes(b"")
@@ -317,7 +322,9 @@ class TestRemoval:
             pruned = prune(store)
             assert len(pruned.leftovers) == 5
             assert pruned.freed >= 10_000
-            assert len(os.listdir(ingest)) == 3  # what is being made
+            assert len(os.listdir(ingest)) == 3 + 2  # what is being made, and what is strange
+        for path in strange:
+            path.unlink()
         assert leftovers(store) == []
         assert await check(store, PyUnpacker()) == []
         assert len(store.blobs.names()) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 # ruff: noqa: ASYNC240 - the store itself is blocking, and so are its tests
 import json
 import os
+import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from crungo.image.manifest import Manifest
 from crungo.image.refs import RefRecord, Refs
 from crungo.image.store import Store
 from crungo.image.trees import remove_tree
-from crungo.image.usage import prune
+from crungo.image.usage import prune, usage
 from tests.support.pyunpacker import PyUnpacker, PyUnpacking
 from tests.support.smallpulls import leftovers, make_store, spoil
 from tests.unit.test_store import everything, make, put
@@ -105,6 +106,41 @@ class TestCheck:
         assert await check(store, unpacker) == []
         assert (victim / "d/0").read_bytes() == b"2"
         assert leftovers(store) == []
+
+    @pytest.mark.parametrize(
+        "place", ["refs/{name}", "index.json", "{manifest}", "{configuration}", "{layer}", "{record}"]
+    )
+    @pytest.mark.parametrize("kind", ["directory", "link", "fifo", "socket"])
+    async def test_what_is_not_a_file(self, place: str, kind: str, store: Store) -> None:
+        """It is found, and mended; it keeps nobody from using other images, and nobody waits for it."""
+        await put(store, make("2"), "two")
+        image = await put(store, make("1"), "one")
+        path = Path(
+            store.layout.root,
+            place.format(
+                name="docker.io%2Flibrary%2Fone%3Alatest",
+                manifest=store.layout.blob(image.digest),
+                configuration=store.layout.blob(image.id),
+                layer=store.layout.blob(image.manifest.layers[0].digest),
+                record=f"{store.layout.layer(image.manifest.layers[0].digest)}/record.json",
+            ),
+        )
+        path.unlink()
+        if kind == "directory":
+            (path / "below").mkdir(parents=True)
+        elif kind == "link":
+            path.symlink_to(store.layout.root)
+        elif kind == "fifo":
+            os.mkfifo(path)
+        else:
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+        assert "two" in {name.familiar_name for found in store.images() for name in found.references}
+        with store.hold(store.image("two")):
+            assert usage(store, store.in_use()).leftovers == 0
+        assert await check(store, PyUnpacker()) != []
+        assert all(problem.mended for problem in await check(store, PyUnpacker(), repair=True))
+        assert await put(store, make("1"), "one") == image
+        assert await check(store, PyUnpacker()) == []
 
     @pytest.mark.parametrize("name", ["index.json", "oci-layout"])
     @pytest.mark.parametrize("body", [b"", bytes(100), b"{}"])
