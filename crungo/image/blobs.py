@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from crungo.errors import DigestMismatch, StoreError
 from crungo.image.digest import ALGORITHMS, hasher, hex_of, is_digest
@@ -22,7 +22,7 @@ from crungo.image.trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from hashlib import _Hash
 
     from crungo.image.layout import Layout
@@ -214,7 +214,7 @@ class Part:
                 found.add(start, end)
         self.extents = found
         compact = b"".join(_RECORD.pack(start, end) for start, end in found)
-        os.pwrite(self._journal, compact, 0)
+        self._note(compact, 0)
         os.ftruncate(self._journal, len(compact))
         self._slots = len(found)
 
@@ -232,16 +232,12 @@ class Part:
             self._threaded = True
 
     def _write_now(self, pieces: Sequence[bytes], offset: int) -> None:
-        try:
+        with _writing(self._path):
             done = os.pwritev(self.fd, pieces, offset)
             if done < (total := sum(map(len, pieces))):  # the disk is full, nearly; the rest says so
                 rest = memoryview(b"".join(pieces))
                 while done < total:
                     done += os.pwrite(self.fd, rest[done:], offset + done)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
-                raise StoreError(f"store: cannot write {self._path}: {error.strerror}") from error
-            raise
 
     def _add_up(self, pieces: Sequence[bytes], offset: int, length: int) -> None:
         if self._sum is None:
@@ -255,7 +251,11 @@ class Part:
 
     def _record(self, slot: int, start: int, end: int) -> None:
         self.extents.add(start, end)
-        os.pwrite(self._journal, _RECORD.pack(start, end), slot * _RECORD.size)
+        self._note(_RECORD.pack(start, end), slot * _RECORD.size)
+
+    def _note(self, records: bytes, offset: int) -> None:
+        with _writing(self._path):
+            os.pwrite(self._journal, records, offset)
 
 
 class Segment:
@@ -276,6 +276,17 @@ class Segment:
         self.position += length
         # After the bytes: a process that is killed in between has written more than it says, never less.
         self._part._record(self._slot, self.start, self.position)
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Within the block, what the disk refuses is a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            raise StoreError(f"store: cannot write {path}: {error.strerror}") from error
+        raise
 
 
 def hash_file(fd: int, digest: str) -> tuple[str, int]:

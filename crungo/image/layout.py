@@ -15,10 +15,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import contextmanager
 from functools import lru_cache
 
 from crungo.errors import StoreError
 from crungo.image.digest import algorithm_of, hex_of, is_digest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["OCI_LAYOUT", "Layout", "boot_id", "open_file", "write_all", "write_whole"]
 
@@ -53,6 +58,21 @@ class Layout:
         for path, body in ((self.index, _EMPTY_INDEX), (self.marker, OCI_LAYOUT)):
             if not os.path.exists(path):
                 write_whole(path, body, temporary=self.fresh("tmp"))
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Within the block, what the system refuses below the root is an error of the store's.
+
+        Raises:
+            StoreError: there is no room, say, or something else is in a place.
+        """
+        try:
+            yield
+        except OSError as error:
+            path = error.filename2 or error.filename
+            if isinstance(path, str) and f"{path}/".startswith(f"{self.root}/"):
+                raise StoreError(f"store: {path}: {error.strerror}") from error
+            raise
 
     def blob(self, digest: str) -> str:
         """Where the blob of this digest is, once it is complete and verified."""

@@ -75,7 +75,7 @@ async def pull(
         StoreError: the store is full or damaged.
         HostError: no more files can be opened.
     """
-    with naming_the_limit(f"pull {reference.familiar}"):
+    with store.layout.refusals(), naming_the_limit(f"pull {reference.familiar}"):
         return await _Pull(
             reference=reference,
             store=store,

@@ -102,6 +102,17 @@ class TestPull:
         assert done.stderr.count("crungo: ") == 1
         assert "team/none" in done.stderr
 
+    def test_what_ends_one_image_ends_no_other(self, fresh_crungo: Crungo, tiny: str, slow: FakeRegistry) -> None:
+        source = make_image([Layer().file("x", "y")])
+        [layer] = source.document["layers"]
+        part = fresh_crungo.root / "ingest" / f"{layer['digest'].replace(':', '-')}.part"
+        part.mkdir(parents=True)
+        done = fresh_crungo("pull", "-q", slow.add(source), f"{tiny}:v1", check=125)
+        assert done.stdout.startswith("sha256:")
+        assert done.stderr == f"crungo: store: {part}: Is a directory\n"
+        assert images(fresh_crungo, "--format", "{{.Tag}}") == ["v1"]
+        assert str(part) in fresh_crungo("system", "prune", "-f", check=0).stdout
+
     def test_all_tags(self, fresh_crungo: Crungo, tiny: str) -> None:
         done = fresh_crungo("pull", "--all-tags", "-q", tiny, check=0)
         assert len(done.stdout.splitlines()) == 3

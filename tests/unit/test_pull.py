@@ -426,6 +426,27 @@ async def test_damaged_manifest_is_fetched_again(
     assert await get(text, store, client, policy=policy) == image
 
 
+@pytest.mark.parametrize("place", ["ingest/sha256-{hex}.part", "layers", "refs/{name}"])
+async def test_something_else_in_a_place(
+    place: str, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    """What the system refuses is an error of the store's, and names where."""
+    source = layered(100)
+    text = registry.add(source)
+    store = make_store(tmp_path)
+    store.layout.create()
+    digits = source.document["layers"][0]["digest"].removeprefix("sha256:")
+    path = f"{store.layout.root}/{place.format(hex=digits, name=text.replace(':', '%3A').replace('/', '%2F'))}"
+    if place == "layers":
+        os.rmdir(path)
+        os.mkfifo(path)
+    else:
+        os.mkdir(path)
+    with pytest.raises(StoreError, match=f"store: {path}.*: (Is|Not) a directory|store: {path}: File exists"):
+        await get(text, store, client)
+    assert store.images() == []
+
+
 async def test_two_pulls_download_once(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     source = layered(300_000, 200_000, 100)
     text = registry.add(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # ruff: noqa: ASYNC240 - the store itself is blocking, and so are its tests
 import asyncio
+import errno
 import json
 import os
 import stat
@@ -346,6 +347,22 @@ def test_what_has_no_room_is_named() -> None:
     with pytest.raises(StoreError, match="store: cannot write /store/x: No space left on device"):
         write_all(fd, b"x", "/store/x")
     os.close(fd)
+
+
+@pytest.mark.anyio
+async def test_no_room_for_what_is_written_of_a_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes have found their place, but not the note of them."""
+
+    def refuse(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store.layout.create()
+    digest = "sha256:" + "1" * 64
+    async with store.blobs.part(digest, 10) as part:
+        assert part is not None
+        monkeypatch.setattr(os, "pwrite", refuse)
+        with pytest.raises(StoreError, match=r"store: cannot write \S*\.part: No space left on device"):
+            await part.segment(0).write([b"12345"], 5)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
