@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OCI_LAYOUT", "Layout", "boot_id", "open_file", "write_all", "write_whole"]
 
-_DIRECTORIES = ("blobs/sha256", "refs", "layers", "ingest", "leases")
+_DIRECTORIES = ("blobs", "blobs/sha256", "refs", "layers", "ingest", "leases")
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
 _EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}\n'
 

@@ -342,6 +342,19 @@ class TestRemoval:
         assert measured.leftovers == 0
 
 
+@pytest.mark.parametrize("mask", [0, 0o022, 0o077])
+def test_nobody_else_may_change_a_store(mask: int, store: Store) -> None:
+    """Whatever the caller's umask lets through: services run with none."""
+    before = os.umask(mask)
+    try:
+        store.layout.create()
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode for path in [Path(store.layout.root), *Path(store.layout.root).rglob("*")]}
+    assert [path for path, mode in modes.items() if mode & 0o022] == []
+    assert [path for path, mode in modes.items() if path.is_dir() and mode & 0o700 != 0o700] == []
+
+
 def test_what_has_no_room_is_named() -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(StoreError, match="store: cannot write /store/x: No space left on device"):
