@@ -15,6 +15,12 @@ def main() -> NoReturn:
     """Run the command line and exit with its code."""
     import gc
     import os
+    import signal
+
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        # Ctrl-C ends this process as it ends others: an exception out of an import would be shown, or get lost.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     from crungo.io.fds import ensure_standard_fds
 
@@ -31,6 +37,8 @@ def main() -> NoReturn:
     modules.setdefault("zstandard", None)  # for answers in a form that is never asked for; layers unpack elsewhere
     from crungo.cli.dispatch import main as dispatch  # `import crungo.__main__` costs nothing
 
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handler)  # now there is somebody to catch the exception
     code = dispatch()
     try:
         for stream in (sys.stdout, sys.stderr):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -292,6 +293,28 @@ def test_the_entry_imports_nothing_by_itself() -> None:
     code = "import sys; before = set(sys.modules); import crungo.__main__; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert set(done.stdout.split()) <= {"crungo", "crungo.__main__", "__future__"}
+
+
+def test_an_interrupt_while_it_starts() -> None:
+    """It ends, and says nothing of what it was importing."""
+    program = (
+        "import sys, time\n"
+        "from crungo.__main__ import main\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'crungo.cli.dispatch':\n"
+        "            print('there', flush=True)\n"
+        "            time.sleep(30)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+        assert process.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize("closed", [(0,), (1, 2), (0, 1, 2)])
