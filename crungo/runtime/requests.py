@@ -99,8 +99,13 @@ class SpawnerProcess:
         """A request with a fresh channel, yet to be sent, and descriptors: first those given, then those lent.
 
         The given ones are the request's from now on; the lent ones stay the caller's, and open until it is sent.
+
+        Raises:
+            UsageError: the engine has been left.
         """
         try:
+            if self.control.fileno() < 0:
+                raise errors.UsageError("engine: used outside its `async with` block")
             ours, theirs = wire.pair()
         except BaseException:
             for fd in given:

@@ -294,6 +294,18 @@ async def test_images(crungo: Crungo, push_image: PushImage) -> None:
         assert image.id not in {known.id for known in await api.images()}
 
 
+async def test_a_pull_that_outlives_its_engine(fresh_crungo: Crungo, busybox_reference: str) -> None:
+    """It ends with an error that says so, and leaves nothing but what the next one goes on with."""
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(engine(fresh_crungo))
+
+        def leave(event: object) -> None:
+            api.spawner.end_requests()
+
+        with pytest.raises(UsageError, match="used outside its `async with` block"):
+            await api.pull(busybox_reference, progress=leave)
+
+
 async def test_images_of_one_configuration(crungo: Crungo, push_image: PushImage) -> None:
     """The same layers, compressed in two ways: one id, but each image has directories of its own in the store."""
     layer, config = Layer().file("hello", "here"), {"Labels": {"unique": "twice"}}
