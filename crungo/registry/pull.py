@@ -141,7 +141,12 @@ class _Pull(Record):
         client = None if self.policy == "never" else self.client
         with await anyio.to_thread.run_sync(self.store.keep, image):
             await self._layers(image.manifest, _DiffIds(image.manifest, image.config), client)
-        return self.store.image(self.reference)
+        try:
+            return self.store.image(self.reference)
+        except ImageNotKnown:
+            if self.policy == "never":
+                raise
+            return None  # its name has been taken away meanwhile
 
     async def _is_current(self, image: Image) -> bool:
         """Whether the registry still means this image by the name."""

@@ -369,6 +369,26 @@ async def test_layers_of_another_boot_are_unpacked_again(
     assert leftovers(after) == []
 
 
+async def test_an_image_that_is_removed_while_it_is_made_good(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
+) -> None:
+    """It was asked for, so it is pulled; without a registry it is not known any more."""
+    text = registry.add(layered(100))
+    await get(text, make_store(tmp_path, boot="one"), client)
+    store = make_store(tmp_path, boot="two")
+
+    def remove(event: ProgressEvent) -> None:
+        if isinstance(event, LayerDone) and store.refs.all():
+            store.remove(text, force=True)
+
+    with pytest.raises(ImageNotKnown):
+        await get(text, store, client, policy="never", progress=remove)
+    await get(text, make_store(tmp_path, boot="one"), client)
+    image = await get(text, store, client, progress=remove)
+    assert store.untrusted(image) == ()
+    assert store.image(text) == image
+
+
 async def test_settled_layers_are_trusted(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     store = make_store(tmp_path, boot="one")
     image = await get(registry.add(layered(10, 20)), store, client)
