@@ -192,7 +192,7 @@ class _Check(Record):
                 found = await self._difference(fd, descriptor, diff_id)
             finally:
                 os.close(fd)
-        if found and not await anyio.to_thread.run_sync(self._is_used, descriptor.digest):
+        if found and not await anyio.to_thread.run_sync(self._is_wanted, descriptor.digest):
             return []
         return found
 
@@ -205,9 +205,13 @@ class _Check(Record):
         except StoreError:  # removed in this moment
             return None
 
-    def _is_used(self, digest: str) -> bool:
+    def _is_wanted(self, digest: str) -> bool:
         with exclusive(self.store.layout.lock):
-            return digest in self.store.collector.used()
+            return self._has_image(digest)
+
+    def _has_image(self, digest: str) -> bool:
+        """Whether it is a part of an image. What is only leased is what a pull brings, which may have yet to come."""
+        return digest in self.store.collector.reachable(self.store.refs.all())
 
     async def _difference(self, fd: int, descriptor: Descriptor, diff_id: str) -> list[Problem]:
         """Unpack the layer's blob once more, and compare."""
@@ -239,7 +243,7 @@ class _Check(Record):
             def replace(unpacked: Unpacked) -> bool:
                 trash = None
                 with exclusive(self.store.layout.lock):
-                    if digest not in self.store.collector.used():
+                    if not self._has_image(digest):
                         return False  # nor shall anything be left of it
                     if digest in leased(self.store.layout) or self.in_use(digest):
                         return False

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -199,6 +199,19 @@ class TestMeanwhile:
         await put(store, make("1", "2", "3"), "one")
         assert await check(store, Meanwhile(lambda: store.remove("one")), repair=repair) == []
         assert everything(store) == leftovers(store) == []
+
+    @pytest.mark.parametrize("repair", [False, True])
+    async def test_what_is_removed_and_pulled_again(self, repair: bool, store: Store) -> None:
+        """The pull has only begun: what it keeps is not here yet."""
+        image = await put(store, make("1", "2"), "one")
+        with ExitStack() as leases:
+
+            def happens() -> None:
+                store.remove("one")
+                leases.enter_context(store.keep(image))
+
+            assert await check(store, Meanwhile(happens), repair=repair) == []
+            assert everything(store) == []
 
     async def test_what_is_removed_stays_away(self, store: Store) -> None:
         image = await put(store, make("1"), "one")
