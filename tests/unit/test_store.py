@@ -182,6 +182,8 @@ class TestNames:
         with pytest.raises(ImageNotKnown):
             store.image("x")
         assert not os.path.exists(store.layout.root)
+        store.layout.create()
+        assert await check(store) == []
 
 
 @pytest.mark.anyio
