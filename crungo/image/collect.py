@@ -115,8 +115,7 @@ class Collector:
         That is: downloads and layers that nobody is making, trees whose removal was cut short, temporary files.
         Downloads that can be continued are among them, unless ``downloads`` is false.
         """
-        found = Leftovers()
-        trees: list[tuple[str, int]] = []
+        free: list[str] = []
         with exclusive(self._layout.lock):
             for name in sorted(os.listdir(self._layout.ingest)):
                 path = f"{self._layout.ingest}/{name}"
@@ -125,24 +124,20 @@ class Collector:
                 if name.endswith(".extents") and os.path.exists(path.removesuffix(".extents")):
                     continue  # goes with its part
                 fd = open_locked(path)
-                if fd is None:
-                    continue  # somebody is making, or removing, it; or it is nothing of ours
-                found.add(path)
-                if not remove:
+                if fd is not None:  # nobody is making, or removing, it
                     os.close(fd)
-                elif os.path.isdir(path):
-                    trees.append((path, fd))
-                else:
-                    os.close(fd)
-                    self._discard_part(path)
+                    free.append(path)
             if remove:
                 remove_stale_leases(self._layout)
-        try:
-            for path, _ in trees:
-                remove_tree(path)
-        finally:
-            for _, fd in trees:  # the locks, held until here, keep another process from removing the same trees
-                os.close(fd)
+        found = Leftovers()
+        for path in free:
+            found.add(path)
+            if not remove:
+                continue
+            if os.path.isdir(path):
+                dispose(path)
+            else:
+                self._discard_part(path)
         return found
 
     def _discard_part(self, path: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import json
 import os
+import resource
 import stat
 import sys
 import threading
@@ -331,6 +332,18 @@ class TestRemoval:
         assert leftovers(store) == []
         assert await check(store, PyUnpacker()) == []
         assert len(store.blobs.names()) == 3
+
+    def test_more_leftovers_than_files_may_be_open(self, store: Store) -> None:
+        store.layout.create()
+        for number in range(100):
+            Path(store.layout.ingest, f"trash-{number}", "a").mkdir(parents=True)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+        try:
+            assert len(prune(store).leftovers) == 100
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert os.listdir(store.layout.ingest) == []
 
     async def test_usage(self, store: Store) -> None:
         await put(store, make("base", "1"), "one")
