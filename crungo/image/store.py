@@ -237,11 +237,20 @@ class Store:
                     hint="end its containers first",
                 )
             candidates = self.collector.reachable([chosen])
-            self._drop(going)
             if users:
+                self._drop(going)
                 self._keep_nameless(chosen)
                 return Removal(untagged=names)
-        return Removal(untagged=names, deleted=(chosen.image_id,), freed=self.collector.sweep(candidates))
+            try:
+                self._drop(going)
+                listed = True
+            except (OSError, StoreError):  # on a full disk, there is room for the new index when the content has gone
+                listed = False
+        freed = self.collector.sweep(candidates)
+        if not listed:
+            with exclusive(self.layout.lock):
+                self.refs.write_index()
+        return Removal(untagged=names, deleted=(chosen.image_id,), freed=freed)
 
     def settle(self) -> int:
         """Write to the disk what was unpacked, and remember that it is there; the number of layers. May take long.

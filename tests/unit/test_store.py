@@ -29,7 +29,7 @@ from crungo.image.manifest import Descriptor
 from crungo.image.mediatype import OCI_MANIFEST
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
-from crungo.image.refs import RefRecord
+from crungo.image.refs import RefRecord, Refs
 from crungo.image.store import Image, Store
 from crungo.image.trees import remove_tree
 from crungo.image.usage import Pruned, prune, usage
@@ -280,6 +280,22 @@ class TestRemoval:
         assert prune(store, images="all", in_use=lambda _: ["box"]).deleted == ()
         assert prune(store, images="all").untagged == ("one:latest",)
         assert everything(store) == []
+
+    async def test_on_a_full_disk(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What makes room needs none."""
+        image = await put(store, make("1"), "one")
+        await put(store, make("2"), "two")
+        write = Refs.write_index
+
+        def write_if_there_is_room(self: Refs) -> None:
+            if os.path.exists(image.layers[0]):
+                raise StoreError("store: cannot write index.json: No space left on device")
+            write(self)
+
+        monkeypatch.setattr(Refs, "write_index", write_if_there_is_room)
+        assert store.remove("one").deleted == (image.id,)
+        assert listed(store) == ["docker.io/library/two:latest"]
+        assert await check(store, PyUnpacker()) == []
 
     async def test_prune_leaves_what_is_taken_into_use_meanwhile(self, store: Store) -> None:
         image = await put(store, make("1"), "one")
