@@ -1,4 +1,4 @@
-"""The limit of open files, as one clear error wherever it is met."""
+"""The limits of open files and of threads, as one clear error each wherever they are met."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ __all__ = ["LIMITS", "naming_the_limit"]
 
 LIMITS = frozenset({errno.EMFILE, errno.ENFILE})
 """Of this process, and of the host."""
+_NO_THREAD = "can't start new thread"  # all that the interpreter tells
 
 
 @contextmanager
 def naming_the_limit(what: str) -> Iterator[None]:
-    """Within the block, an OSError that says that no more files can be opened becomes one that says which limit it is.
+    """Within the block, an error that says that no more files can be opened, or no more threads started, becomes one
+    that says which limit it is.
 
     Raises:
         HostError: ``what`` failed for this.
@@ -39,3 +41,10 @@ def naming_the_limit(what: str) -> Iterator[None]:
                 f"{what}: the host has as many files open as it may", hint="raise the limit: sysctl fs.file-max"
             ) from error
         raise
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        raise HostError(
+            f"{what}: no more threads can be started",
+            hint="raise the limit: pids.max of its cgroup, TasksMax= of its service, or ulimit -u and -v",
+        ) from error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from crungo.errors import DigestMismatch, ImageError, ImageNotFound, ImageNotKnown, RegistryError, StoreError
+from crungo.errors import DigestMismatch, HostError, ImageError, ImageNotFound, ImageNotKnown, RegistryError, StoreError
 from crungo.image.check import check
 from crungo.image.platform import Platform
 from crungo.image.reference import Reference
@@ -465,6 +465,23 @@ async def test_something_else_in_a_place(
     with pytest.raises(StoreError, match=f"store: {path}.*: (Is|Not) a directory|store: {path}: File exists"):
         await get(text, store, client)
     assert store.images() == []
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio keeps idle threads, of earlier loops, too
+async def test_no_thread_to_be_had(
+    registry: FakeRegistry, client: RegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of processes, which counts threads, is as real for a service as that of open files."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    text = registry.add(layered(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "_start_new_thread", refuse)
+        with pytest.raises(HostError, match="no more threads can be started"):
+            await get(text, make_store(tmp_path), client)
+    await get(text, make_store(tmp_path), client)
 
 
 async def test_two_pulls_download_once(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
