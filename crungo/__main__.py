@@ -40,6 +40,8 @@ def main() -> NoReturn:
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, handler)  # now there is somebody to catch the exception
     code = dispatch()
+    if code:
+        _finish_writing()
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -50,6 +52,16 @@ def main() -> NoReturn:
         code = code or report(error)
     # Whatever had to be ended has been; the interpreter's own end would free each object, for 25 ms.
     os._exit(code)
+
+
+def _finish_writing() -> None:
+    """Let worker threads end what they are at: Ctrl-C takes the loop from them, and the end of the process a file that
+    is half written. Not for long: who waits for an answer of the resolver does so in vain."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join(1.0)
 
 
 if __name__ == "__main__":

@@ -84,18 +84,17 @@ class Entries:
     """The names of all entries that some folders ever get while they are watched, however short they last."""
 
     def __init__(self) -> None:
-        self._descriptor: int | None = None
+        # Not when it is needed first: that may be in the midst of a test which leaves no descriptor behind.
+        self._descriptor: int = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
         self._seen: set[str] = set()
 
     def watch(self, folder: Path) -> None:
-        if self._descriptor is None:
-            self._descriptor = _libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
         if _libc.inotify_add_watch(self._descriptor, os.fsencode(folder), IN_CREATE) < 0:
             raise OSError(ctypes.get_errno(), "inotify_add_watch", str(folder))
 
     def seen(self) -> set[str]:
         with contextlib.suppress(BlockingIOError):
-            while self._descriptor is not None:
+            while True:
                 events = os.read(self._descriptor, 1 << 16)
                 while events:  # inotify(7): watch, mask, cookie, length of the name
                     mask, length = struct.unpack_from("=4xI4xI", events)

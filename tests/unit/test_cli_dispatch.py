@@ -333,6 +333,26 @@ def test_closed_standard_descriptors_are_given_to_nothing_else(closed: tuple[int
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 7
 
 
+def test_what_a_thread_writes_is_not_cut_off(tmp_path: Path) -> None:
+    """After Ctrl-C the loop has ended without its workers; those that wait for nobody knows what are left alone."""
+    program = (
+        "import pathlib, threading, time\n"
+        "from crungo import __main__\n"
+        "from crungo.cli import dispatch\n"
+        "def work():\n"
+        "    time.sleep(0.2)\n"
+        f"    pathlib.Path({str(tmp_path / 'done')!r}).touch()\n"
+        "def interrupted():\n"
+        "    threading.Thread(target=work).start()\n"
+        "    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "    return 130\n"
+        "dispatch.main = interrupted\n"
+        "__main__.main()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 130
+    assert (tmp_path / "done").exists()
+
+
 @pytest.mark.parametrize("words", [["images"], ["system", "prune"], ["pull", "--help"], ["--version"]])
 def test_an_answer_that_nobody_can_have_is_no_failure(words: list[str], tmp_path: Path) -> None:
     """As with docker and podman, whose output goes nowhere either where stdout is closed."""
