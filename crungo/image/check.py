@@ -105,12 +105,16 @@ class _Check(Record):
             if not found:  # else it may show a name whose record is damaged
                 shown.append((layout.index, refs.index()))
             for path, body in shown:
-                if not _holds(path, body):
-                    if self.repair:
-                        remove_tree(path)
-                        write_whole(path, body, temporary=layout.fresh("tmp"))
-                    message = "does not hold what other tools are to find in it"
+                said, right = _json_of(path), json.loads(body)
+                if said == right:
+                    continue
+                readable = isinstance(said, dict) and said.keys() == right.keys()
+                if not readable:
+                    message = "was damaged; other tools cannot read the store"
                     found.append(Problem(kind="name", what=path, message=message, mended=self.repair))
+                if readable or self.repair:  # not of now: its writer was killed
+                    remove_tree(path)
+                    write_whole(path, body, temporary=layout.fresh("tmp"))
         return found
 
     async def _blobs(self) -> tuple[list[Problem], set[str]]:
@@ -260,10 +264,10 @@ class _Check(Record):
             return [Problem(kind="layer", what=digest, message=message, mended=mended)]
 
 
-def _holds(path: str, body: bytes) -> bool:
-    """Whether a file says what this JSON does, however it is spaced."""
+def _json_of(path: str) -> object:
+    """What a file says; None where it says nothing."""
     try:
         with open(open_file(path), "rb") as file:
-            return bool(json.loads(file.read(2 * len(body))) == json.loads(body))
+            return json.load(file)
     except (FileNotFoundError, StoreError, ValueError, RecursionError):
-        return False
+        return None

@@ -55,6 +55,8 @@ class Layout:
             path = f"{self.root}/{name}"
             if not os.path.isdir(path):
                 os.makedirs(path, mode=0o700, exist_ok=True)
+        if os.path.exists(self.marker):  # made last; an index that is missing since is not empty
+            return
         for path, body in ((self.index, _EMPTY_INDEX), (self.marker, OCI_LAYOUT)):
             if not os.path.exists(path):
                 write_whole(path, body, temporary=self.fresh("tmp"))

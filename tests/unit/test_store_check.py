@@ -143,7 +143,7 @@ class TestCheck:
         assert await check(store, PyUnpacker()) == []
 
     @pytest.mark.parametrize("name", ["index.json", "oci-layout"])
-    @pytest.mark.parametrize("body", [b"", bytes(100), b"{}"])
+    @pytest.mark.parametrize("body", [b"", bytes(100), b"{", b"{}"])
     async def test_what_other_tools_read(self, name: str, body: bytes, store: Store) -> None:
         await put(store, make("1"), "one")
         file = Path(store.layout.root, name)
@@ -153,6 +153,17 @@ class TestCheck:
         assert [problem.mended for problem in await check(store, repair=True)] == [True]
         assert file.read_bytes() == right
         assert await check(store) == leftovers(store) == []
+
+    async def test_what_other_tools_read_is_put_right(self, store: Store) -> None:
+        """A process that is killed between the record and the index leaves no damage."""
+        await put(store, make("1"), "one")
+        index = Path(store.layout.index)
+        early = index.read_bytes()
+        await put(store, make("2"), "two")
+        right = index.read_bytes()
+        index.write_bytes(early)
+        assert await check(store) == []
+        assert index.read_bytes() == right
 
     async def test_after_a_restart(self, tmp_path: Path) -> None:
         image = await put(make_store(tmp_path, boot="one"), make("1", "2"), "one")
