@@ -60,6 +60,12 @@ class TestPull:
         assert hint.startswith("hint: raise the limit: ulimit -n")
         fresh_crungo("pull", text, check=0)
 
+    @pytest.mark.parametrize("limit", ["-n 50", "-t 600", "-d 140000"])
+    def test_limits_below_those_of_an_unpacker(self, limit: str, fresh_crungo: Crungo, tiny: str) -> None:
+        """It has some of its own, and no right to raise what it was given."""
+        command = ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *fresh_crungo.argv("pull", tiny)]
+        subprocess.run(command, env=fresh_crungo.environ(), capture_output=True, timeout=60, check=True)
+
     def test_digest_status_and_name(self, fresh_crungo: Crungo, tiny: str) -> None:
         done = fresh_crungo("pull", tiny, check=0)
         digest, status, name = done.stdout.splitlines()

@@ -142,8 +142,10 @@ crungo_unpack_prepare (void)
   return iconv_open ("ANSI_X3.4-1968", "UTF-8") == (iconv_t) -1 ? -1 : 0;
 }
 
-int
-crungo_unpack_confine (int directory, int user_xattrs)
+/* Lower limits, never raise one: that takes CAP_SYS_RESOURCE, which not every host's root has, and whoever has set a lower one
+   means it. */
+static int
+lower_limits (void)
 {
   const struct
   {
@@ -157,10 +159,27 @@ crungo_unpack_confine (int directory, int user_xattrs)
     { RLIMIT_CPU, CPU_LIMIT, CPU_LIMIT + 1 }, /* SIGXCPU, which is told from other ends, then SIGKILL */
   };
 
-  umask (0);
   for (size_t i = 0; i < sizeof (limits) / sizeof (limits[0]); i++)
-    if (setrlimit (limits[i].resource, &(struct rlimit){ limits[i].soft, limits[i].hard }) < 0)
-      return -1;
+    {
+      struct rlimit limit;
+      if (getrlimit (limits[i].resource, &limit) < 0)
+        return -1;
+      if (limit.rlim_max > limits[i].hard)
+        limit.rlim_max = limits[i].hard;
+      if (limit.rlim_cur > limits[i].soft)
+        limit.rlim_cur = limits[i].soft;
+      if (setrlimit (limits[i].resource, &limit) < 0)
+        return -1;
+    }
+  return 0;
+}
+
+int
+crungo_unpack_confine (int directory, int user_xattrs)
+{
+  umask (0);
+  if (lower_limits () < 0)
+    return -1;
   if (enter_root (directory) < 0 || drop_capabilities (user_xattrs) < 0)
     return -1;
   close (directory); /* it is of the mount that was left, and so a way out */
