@@ -126,7 +126,7 @@ async def _id_file(path: str) -> AsyncIterator[Callable[[str], Awaitable[None]]]
 
 
 async def _create(engine: Engine, options: RunOptions, group: anyio.abc.TaskGroup) -> Container:
-    if options.config.rootfs is None:
+    if options.config.rootfs is None and options.config.pull in ("missing", "never"):  # else it is for this machine
         warn_if_foreign(options.config, (await engine.image(options.config)).config)
     if not options.crun_debug:
         return await engine.create(options.config)

@@ -73,7 +73,7 @@ def test_pull_policies(fresh_crungo: Crungo, fake: FakeRegistry, busybox: Path) 
     assert word(fresh_crungo, "--pull", "always", reference) == "three"
     fake.sent.clear()
     assert word(fresh_crungo, "--pull", "always", reference) == "three"
-    assert fake.sent
+    assert [sent.request.method for sent in fake.sent] == ["HEAD"]
     assert fake.requests("/blobs/") == []
 
 
