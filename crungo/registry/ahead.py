@@ -191,7 +191,7 @@ def is_far(url: Url) -> bool:
     """Whether it takes time to connect to the server of ``url``, and no proxy does that.
 
     Raises:
-        UsageError: the environment names a malformed proxy.
+        ConfigurationError: the environment names a malformed proxy.
     """
     return not is_loopback(url.netloc) and proxy_of(url) is None
 

@@ -8,7 +8,6 @@ Invariant: a proxy's password appears neither in a ``repr`` nor in a message.
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import os
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from crungo.errors import ConfigurationError
 from crungo.records import Record, field
+from crungo.registry.credentials import Credential
 from crungo.registry.hosts import is_loopback
 from crungo.registry.urls import parse_url
 
@@ -51,7 +51,7 @@ class Proxy(Record):
         """What tells an http proxy who we are; None where nobody said."""
         if not self.username and not self.password:
             return None
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        return Credential(username=self.username, password=self.password).basic()
 
 
 def proxy_of(url: Url, environ: Mapping[str, str] = os.environ) -> Proxy | None:
