@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from crungo.errors import AuthenticationError, ImageNotFound, RegistryError
 from crungo.registry.headers import error_detail, printable
 from crungo.registry.hosts import filed_under
-from crungo.registry.retry import chain, parse_retry_after
+from crungo.registry.retry import chain, is_alert, parse_retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +81,7 @@ def _tls_failed(what: str, host: str, error: ssl.SSLError) -> RegistryError:
     hint = None
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
         hint = "it seems to speak plain http: call it insecure in registries.conf to allow that"
-    elif "alert" in reason and "certificate" in reason:
+    elif is_alert(error) and "certificate" in reason:
         hint = f"it wants another client certificate than it got, if any: that is {folder}/client.cert and client.key"
     return RegistryError(f"{what}: {host}: TLS failed: {printable(reason)}", hint=hint)
 

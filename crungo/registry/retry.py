@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     Tell = Callable[[str, float], None]
     """Is told why something is tried again, in one line for a person, and in how many seconds."""
 
-__all__ = ["Backoff", "RetryPolicy", "is_transient", "is_transient_status", "parse_retry_after", "silent"]
+__all__ = [
+    "Backoff",
+    "RetryPolicy",
+    "chain",
+    "is_alert",
+    "is_transient",
+    "is_transient_status",
+    "parse_retry_after",
+    "silent",
+]
 
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -96,14 +105,17 @@ def is_transient(error: BaseException) -> bool:
     if error.status is not None:
         return is_transient_status(error.status)
     cause = error.__cause__
-    if cause is not None and any(
-        isinstance(link, ssl.SSLError) and "ALERT" in (link.reason or "") for link in chain(cause)
-    ):
+    if cause is not None and any(map(is_alert, chain(cause))):
         return False  # of TLS 1.3, a refusal of our certificate comes when the connection stands
     if isinstance(cause, httpcore.ConnectError):
         passing = (ConnectionResetError, ConnectionRefusedError) if error.answering else ConnectionResetError
         return any(isinstance(link, passing) for link in chain(cause))
     return isinstance(cause, httpcore.TimeoutException | httpcore.NetworkError | httpcore.RemoteProtocolError)
+
+
+def is_alert(error: BaseException) -> bool:
+    """Whether it is an alert of TLS that the server sent."""
+    return isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or "")
 
 
 def chain(error: BaseException) -> list[BaseException]:

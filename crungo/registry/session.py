@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from crungo.errors import AuthenticationError, DigestMismatch, RegistryError
 from crungo.records import Record, field
 from crungo.registry.failures import refused
-from crungo.registry.retry import Backoff, chain, is_transient, silent
+from crungo.registry.retry import Backoff, chain, is_alert, is_transient, silent
 from crungo.registry.wire import Outgoing, Wire
 
 if TYPE_CHECKING:
@@ -195,12 +195,7 @@ def _is_conclusive(place: Endpoint, error: RegistryError | DigestMismatch) -> bo
     if isinstance(error, RegistryError) and error.status == 400 and place.base_url.startswith("http:"):
         return False  # what servers of TLS say to plain http
     spoken = not isinstance(error, RegistryError) or error.status is not None or error.__cause__ is None
-    return spoken or any(isinstance(link, ssl.SSLError) and _is_of_tls(link) for link in chain(error))
-
-
-def _is_of_tls(error: ssl.SSLError) -> bool:
-    """Whether only a server of TLS can have caused this: its certificate, or an alert that it sent."""
-    return isinstance(error, ssl.SSLCertVerificationError) or "ALERT" in (error.reason or "")
+    return spoken or any(isinstance(link, ssl.SSLCertVerificationError) or is_alert(link) for link in chain(error))
 
 
 def _worth_asking_again(places: Sequence[Endpoint], failures: Failures) -> list[Endpoint]:
