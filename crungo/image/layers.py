@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 
 from crungo.errors import StoreError
 from crungo.image.digest import is_digest
-from crungo.image.layout import boot_id, open_file, write_all, write_whole
+from crungo.image.layout import boot_id, open_file, write_new, write_whole
 from crungo.image.locks import is_current, lock
 from crungo.image.trees import dispose, remove_tree
 from crungo.records import Record, asdict, replace
@@ -184,12 +184,7 @@ class Staging:
             boot_id=self._boot,
             opaque=unpacked.opaque,
         )
-        path = f"{self._path}/record.json"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            write_all(fd, _encoded(asdict(record)), path)
-        finally:
-            os.close(fd)
+        write_new(f"{self._path}/record.json", _encoded(asdict(record)))
         destination = self._layout.layer(self._blob)
         while True:
             try:

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["OCI_LAYOUT", "Layout", "boot_id", "open_file", "write_all", "write_whole"]
+__all__ = ["OCI_LAYOUT", "Layout", "boot_id", "open_file", "write_all", "write_new", "write_whole"]
 
 _DIRECTORIES = ("blobs", "blobs/sha256", "refs", "layers", "ingest", "leases")
 OCI_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}\n'
@@ -131,16 +131,29 @@ def write_whole(path: str, body: bytes, *, temporary: str, mode: int = 0o644) ->
         StoreError: there is no room.
         OSError: the file cannot be made.
     """
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    fd = _create(temporary, mode)
     try:
-        try:
-            write_all(fd, body, path)
-        finally:
-            os.close(fd)
+        _fill(fd, body, path)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_new(path: str, body: bytes, *, mode: int = 0o644) -> None:
+    """Make a small file that nobody looks at yet; errors as of :func:`write_whole`."""
+    _fill(_create(path, mode), body, path)
+
+
+def _create(path: str, mode: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+def _fill(fd: int, body: bytes, path: str) -> None:
+    try:
+        write_all(fd, body, path)
+    finally:
+        os.close(fd)
 
 
 def write_all(fd: int, body: bytes, path: str) -> None:
