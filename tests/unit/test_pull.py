@@ -14,19 +14,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from crungo.errors import DigestMismatch, HostError, ImageError, ImageNotFound, ImageNotKnown, RegistryError, StoreError
-from crungo.image.check import check
-from crungo.image.platform import Platform
+from crungo.errors import DigestMismatch, HostError, ImageError, ImageNotFound, ImageNotKnown, RegistryError
 from crungo.image.reference import Reference
 from crungo.image.store import Image, Store
 from crungo.registry.client import RegistryClient
 from crungo.registry.progress import ImageDone, ImageResolved, LayerDone, LayerProgress, ProgressEvent
 from crungo.registry.pull import PullLimits
 from tests.support.fakeregistry import FakeRegistry, Fault, Request
-from tests.support.image import Image as Source
-from tests.support.image import Layer, make_image, sha256
+from tests.support.image import Layer, make_image
 from tests.support.pyunpacker import Liar, PyUnpacker
-from tests.support.smallpulls import blob_names, content, get, layered, leftovers, make_store, noise, spoil
+from tests.support.smallpulls import blob_names, content, get, layered, leftovers, make_store, noise
 
 if TYPE_CHECKING:
     from crungo.config import PullPolicy
@@ -209,81 +206,6 @@ async def test_small_layers_are_unpacked_when_they_are_here(
     assert unpacker.made[0].announced == []
 
 
-async def test_platform_from_index(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
-    images = {name: layered(10, seed=n, architecture=name) for n, name in enumerate(("amd64", "arm64", "s390x"))}
-    entries = []
-    for name, source in images.items():
-        registry.add(source, tag=name)
-        entries.append(entry(source, {"os": "linux", "architecture": name}))
-    attestation = layered(10, seed=50)
-    registry.add(attestation, tag="attestation")
-    entries.insert(0, entry(attestation, {"os": "unknown", "architecture": "unknown"}))
-    inner = index(entries[2:])
-    inner_digest = registry.put("image", "inner", OCI_INDEX, inner)
-    outer = index([*entries[:2], {"mediaType": OCI_INDEX, "digest": inner_digest, "size": len(inner)}])
-    target = registry.put("image", "latest", OCI_INDEX, outer)
-    text = f"{registry.address}/image"
-    store = make_store(tmp_path)
-
-    amd = await get(text, store, client, platform=Platform.parse("linux/amd64"))
-    assert (amd.digest, amd.target) == (images["amd64"].digest, target)
-    arm = await get(text, store, client, platform=Platform.parse("linux/arm64/v8"), policy="missing")
-    assert arm.digest == images["arm64"].digest
-    with pytest.raises(ImageError, match="no image for linux/riscv64"):
-        await get(text, store, client, platform=Platform.parse("linux/riscv64"))
-    registry.sent.clear()
-    await get(text, store, client, platform=Platform.parse("linux/arm64"))
-    assert [sent.request.method for sent in registry.sent] == ["HEAD"]
-
-    with pytest.raises(ImageNotKnown, match=f"^No such image: {text}:latest for linux/s390x$"):
-        await get(text, store, client, platform=Platform.parse("linux/s390x"), policy="never")
-
-    assert store.image(target).id == arm.id  # amd has lost the name to it
-    store.tag(amd.id, Reference.parse("amd"))
-    with pytest.raises(StoreError, match="ambiguous"):
-        store.image(target)
-    store.remove(arm.id)
-    assert store.image(target).id == amd.id
-
-
-async def test_wrong_platform_without_index(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
-    text = registry.add(layered(10, architecture="s390x"))
-    host = Platform.host()
-    message = f"it is for linux/s390x, not for {host.os}/{host.architecture}$"  # of what variant says nothing here
-    with pytest.raises(ImageError, match=message) as caught:
-        await get(text, make_store(tmp_path), client)
-    assert caught.value.hint == "ask for it with --platform linux/s390x"
-
-
-async def test_a_pull_without_a_platform_is_for_this_machine(
-    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
-    """Whatever a pull for another one has left under the name; who does not ask the registry takes what is here."""
-    host = Platform.host()
-    ours, foreign = layered(10, architecture=host.architecture), layered(10, seed=1, architecture="s390x")
-    for source in (ours, foreign):
-        registry.add(source, tag=source.architecture)
-    both = index([entry(source, {"os": "linux", "architecture": source.architecture}) for source in (ours, foreign)])
-    registry.put("image", "latest", OCI_INDEX, both)
-    text, store = f"{registry.address}/image", make_store(tmp_path)
-    for policy in ("always", "newer"):
-        elsewhere = await get(text, store, client, platform=Platform.parse("linux/s390x"))
-        assert elsewhere.digest == foreign.digest
-        assert await get(text, store, client, policy="missing") == elsewhere
-        assert (await get(text, store, client, policy=policy)).digest == ours.digest
-
-
-async def test_an_image_that_names_no_platform_is_for_any(
-    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
-    source = layered(10, change_config=lambda document: document.update(os="", architecture=""))
-    text, store = registry.add(source), make_store(tmp_path)
-    for methods in (["GET"] * 3, ["HEAD"]):
-        registry.sent.clear()
-        await get(text, store, client, platform=Platform.parse("linux/s390x"))
-        assert [sent.request.method for sent in registry.sent] == methods
-
-
 async def test_same_layer_twice(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
     one, two = Layer().file("a", b"1").data(), Layer().file("b", b"2").data()
     text = registry.add(make_image([one, two, one]))
@@ -349,122 +271,6 @@ async def test_an_unpacker_lies_of_no_layer_but_its_own(
     assert after.untrusted(image) == (image.manifest.layers[0].digest,)
     assert content(await get(text, after, client, policy=policy), 0) == noise(5000, 0)
     assert leftovers(after) == []
-
-
-async def test_layers_of_another_boot_are_unpacked_again(
-    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
-    text = registry.add(layered(5000, 10))
-    before = make_store(tmp_path, boot="one")
-    image = await get(text, before, client)
-    spoil(image)
-
-    after = make_store(tmp_path, boot="two")
-    assert len(after.untrusted(image)) == 2
-    registry.sent.clear()
-    again = await get(text, after, client, policy="never")
-    assert registry.sent == []
-    assert content(again, 0) == noise(5000, 0)
-    assert after.untrusted(again) == ()
-    assert leftovers(after) == []
-
-
-async def test_an_image_that_is_removed_while_it_is_made_good(
-    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
-    """It was asked for, so it is pulled; without a registry it is not known any more."""
-    text = registry.add(layered(100))
-    await get(text, make_store(tmp_path, boot="one"), client)
-    store = make_store(tmp_path, boot="two")
-
-    def remove(event: ProgressEvent) -> None:
-        if isinstance(event, LayerDone) and store.refs.all():
-            store.remove(text, force=True)
-
-    with pytest.raises(ImageNotKnown):
-        await get(text, store, client, policy="never", progress=remove)
-    await get(text, make_store(tmp_path, boot="one"), client)
-    image = await get(text, store, client, progress=remove)
-    assert store.untrusted(image) == ()
-    assert store.image(text) == image
-
-
-async def test_settled_layers_are_trusted(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
-    store = make_store(tmp_path, boot="one")
-    image = await get(registry.add(layered(10, 20)), store, client)
-    assert store.settle() == 2
-    assert store.settle() == 0
-    assert make_store(tmp_path, boot="two").untrusted(image) == ()
-
-
-async def test_damaged_blob_is_fetched_again(registry: FakeRegistry, client: RegistryClient, tmp_path: Path) -> None:
-    source = layered(5000)
-    text = registry.add(source)
-    image = await get(text, make_store(tmp_path, boot="one"), client)
-    digest = source.document["layers"][0]["digest"]
-    blob = tmp_path / "root/blobs/sha256" / digest[7:]
-    blob.write_bytes(bytes(len(source.blobs[digest])))
-    after = make_store(tmp_path, boot="two")
-    assert (await get(text, after, client)).id == image.id
-    assert blob.read_bytes() == source.blobs[digest]
-    assert after.untrusted(image) == ()
-
-
-async def test_missing_blob_is_fetched_though_its_layer_is_here(
-    registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
-    source = layered(5000, 40)
-    text = registry.add(source)
-    store = make_store(tmp_path)
-    image = await get(text, store, client)
-    digest = source.document["layers"][0]["digest"]
-    blob = tmp_path / "root/blobs/sha256" / digest[7:]
-    blob.write_bytes(b"!")
-    await check(store, repair=True)
-    assert not blob.exists()
-    for policy in ("newer", "missing", "never"):
-        assert await get(text, store, client, policy=policy) == image
-    assert len(registry.requests(digest)) == 1
-
-    events: list[ProgressEvent] = []
-    assert await get(text, store, client, progress=events.append) == image
-    assert blob.read_bytes() == source.blobs[digest]
-    assert [event.changed for event in events if isinstance(event, ImageDone)] == [False]
-    assert await check(store) == []
-
-
-@pytest.mark.parametrize("policy", ["always", "missing"])
-async def test_damaged_manifest_is_fetched_again(
-    policy: str, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
-    source = layered(50)
-    text = registry.add(source)
-    store = make_store(tmp_path)
-    image = await get(text, store, client)
-    (tmp_path / "root/blobs/sha256" / source.digest[7:]).write_bytes(b"{}")
-    assert store.images() == []
-    assert await get(text, store, client, policy=policy) == image
-
-
-@pytest.mark.parametrize("place", ["ingest/sha256-{hex}.part", "layers", "refs/{name}"])
-async def test_something_else_in_a_place(
-    place: str, registry: FakeRegistry, client: RegistryClient, tmp_path: Path
-) -> None:
-    """What the system refuses is an error of the store's, and names where."""
-    source = layered(100)
-    text = registry.add(source)
-    store = make_store(tmp_path)
-    store.layout.create()
-    digits = source.document["layers"][0]["digest"].removeprefix("sha256:")
-    path = f"{store.layout.root}/{place.format(hex=digits, name=text.replace(':', '%3A').replace('/', '%2F'))}"
-    if place == "layers":
-        os.rmdir(path)
-        os.mkfifo(path)
-    else:
-        os.mkdir(path)
-    with pytest.raises(StoreError, match=f"store: {path}.*: (Is|Not) a directory|store: {path}: File exists"):
-        await get(text, store, client)
-    assert store.images() == []
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio keeps idle threads, of earlier loops, too
@@ -534,19 +340,3 @@ async def test_skopeo_reads_the_store(
     shown = json.loads((await anyio.run_process(command)).stdout)
     assert (shown["Digest"] == source.digest) == (flavour == "oci")
     assert shown["Layers"] == [layer["digest"] for layer in source.document["layers"]]
-
-
-OCI_INDEX = "application/vnd.oci.image.index.v1+json"
-
-
-def entry(source: Source, platform: dict[str, str]) -> dict[str, Any]:
-    return {
-        "mediaType": source.media_type,
-        "digest": sha256(source.manifest),
-        "size": len(source.manifest),
-        "platform": platform,
-    }
-
-
-def index(entries: list[dict[str, Any]]) -> bytes:
-    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
