@@ -24,7 +24,7 @@ from crungo.errors import CrungoError, SpawnerDied
 from tests.support.command import Crungo
 from tests.support.events import wait_for_exit, wait_until
 from tests.support.image import Layer, make_image
-from tests.support.leaks import CGROUPS, Snapshot, descendants, settle
+from tests.support.leaks import CGROUPS, Snapshot, descendants, descriptors, settle
 from tests.support.stalled import Stalled
 
 BACKENDS = ["asyncio", "trio"]
@@ -168,15 +168,6 @@ async def test_a_spawner_killed_while_it_executes(crungo: Crungo, busybox_refere
     assert not os.listdir(crungo.root / "containers")
 
 
-def _descriptors_of(pid: int) -> set[tuple[str, str]]:
-    """The numbers of a process's descriptors, and what they lead to."""
-    found = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add((entry.name, os.readlink(entry)))
-    return found
-
-
 @both
 async def test_a_spawner_that_can_start_no_child(crungo: Crungo, busybox_reference: str, anyio_backend: str) -> None:
     """Wherever in a start it has no descriptor left, that start fails, the next works, and it ends with its engine."""
@@ -185,7 +176,7 @@ async def test_a_spawner_that_can_start_no_child(crungo: Crungo, busybox_referen
         after_runs = []
         for _ in range(2):
             await engine.run(busybox_reference, ["true"])
-            after_runs.append(_descriptors_of(pid))
+            after_runs.append(set(descriptors(pid)))
         taken = len(after_runs[0] & after_runs[1])  # others are still being closed, of the run that is over
         usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         refused = 0

@@ -22,7 +22,16 @@ from pathlib import Path
 
 from tests.support.events import Entries, Watch, wait_for_exit
 
-__all__ = ["Snapshot", "become_subreaper", "descendants", "leave_others_mounts", "own_store", "settle", "sweep"]
+__all__ = [
+    "Snapshot",
+    "become_subreaper",
+    "descendants",
+    "descriptors",
+    "leave_others_mounts",
+    "own_store",
+    "settle",
+    "sweep",
+]
 
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNS = 0x20000
@@ -64,7 +73,7 @@ class Snapshot:
             processes=frozenset(processes),
             mounts=frozenset(_mounts()),
             cgroups=frozenset(_cgroups(own, _containers.seen())),
-            descriptors=frozenset(_descriptors()),
+            descriptors=frozenset(descriptors()),
             files=frozenset(_files(folders)),
         )
 
@@ -212,11 +221,12 @@ def _cgroups(own: set[int], containers: set[str]) -> list[str]:
     return found
 
 
-def _descriptors() -> list[str]:
+def descriptors(pid: int | str = "self") -> list[str]:
+    """The numbers of a process's descriptors, and what they lead to."""
     found = []
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir(f"/proc/{pid}/fd"):
         try:
-            found.append(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+            found.append(f"{name} -> {os.readlink(f'/proc/{pid}/fd/{name}')}")
         except FileNotFoundError:
             continue  # the one that listed the folder
     return found
